@@ -1,0 +1,1 @@
+"""The data plane, second half: fetches an engine and serves it from Triton."""

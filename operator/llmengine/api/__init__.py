@@ -1,0 +1,1 @@
+"""The custom resources as typed models; the CRDs are generated from them."""

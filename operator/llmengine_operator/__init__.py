@@ -1,0 +1,1 @@
+"""The control plane: watches LLMEngines, starts builds, rolls out servers."""
