@@ -1,0 +1,170 @@
+"""The operator's configuration: one YAML document, rendered by the Helm chart."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.alias_generators import to_camel
+
+from llmengine.requests import S3Endpoint, StoreLocation
+
+
+class InvalidConfigError(ValueError):
+    """The configuration file cannot be used; the message says which field and why."""
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown fields are refused: a typo must not be ignored."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid"
+    )
+
+
+class ConditionalWrites(StrEnum):
+    """What to do with a store that does not honour `If-None-Match: *`."""
+
+    REQUIRED = "Required"
+    """Start no build. Serving goes on."""
+    PREFERRED = "Preferred"
+    """Build all the same: safe as long as this cluster alone writes to the bucket."""
+
+
+class StoreConfig(Section):
+    """Where engines are kept, and the Secrets that pods take their credentials from.
+
+    Secrets hold AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. An empty name means workload
+    identity: pods get no credentials and use what the platform gives their service account.
+    """
+
+    endpoint: str = ""
+    region: str = "us-east-1"
+    path_style: bool = True
+    ca_pem: str = ""
+    bucket: Annotated[str, StringConstraints(min_length=3, max_length=63)]
+    prefix: str = ""
+    conditional_writes: ConditionalWrites = ConditionalWrites.REQUIRED
+    build_secret_name: str = Field(
+        default="llmengine-store-write",
+        description="In the builds namespace: may write engines, blobs and progress.",
+    )
+    scoped_build_secret_name: str = Field(
+        default="llmengine-store-scope-write",
+        description="In a namespace that builds engines of its own: may write that scope only.",
+    )
+    serve_secret_name: str = Field(
+        default="llmengine-store-read", description="In every namespace that serves."
+    )
+
+    @property
+    def location(self) -> StoreLocation:
+        """What pods are told."""
+        return StoreLocation(
+            endpoint=self.endpoint,
+            region=self.region,
+            path_style=self.path_style,
+            ca_pem=self.ca_pem,
+            bucket=self.bucket,
+            prefix=self.prefix,
+        )
+
+
+class ModelEndpoint(Section):
+    """An S3 service that models are read from. Its name goes into the engine key."""
+
+    name: Annotated[str, StringConstraints(pattern="^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+    endpoint: str = ""
+    region: str = "us-east-1"
+    path_style: bool = True
+    ca_pem: str = ""
+    buckets: tuple[str, ...] = Field(
+        default=(), description="Buckets of this service; none: every bucket not named elsewhere."
+    )
+    secret_name: str = Field(
+        default="",
+        description="In the builds namespace: reads models without a Secret of their own.",
+    )
+
+    @property
+    def location(self) -> S3Endpoint:
+        """What the builder is told."""
+        return S3Endpoint(
+            endpoint=self.endpoint,
+            region=self.region,
+            path_style=self.path_style,
+            ca_pem=self.ca_pem,
+        )
+
+
+class ModelsConfig(Section):
+    """Where models come from."""
+
+    s3: tuple[ModelEndpoint, ...] = ()
+    shared: tuple[str, ...] = Field(
+        default=(),
+        description="s3:// prefixes that every namespace may read; their engines are shared by"
+        " the whole cluster. Each ends with a slash.",
+    )
+    hf_endpoint: str = Field(default="", description="A mirror of the Hugging Face hub.")
+
+    def endpoint_for(self, bucket: str) -> ModelEndpoint | None:
+        """The service that holds a bucket: one that names it, else the first that names none."""
+        named = [e for e in self.s3 if bucket in e.buckets]
+        rest = [e for e in self.s3 if not e.buckets]
+        return next(iter(named + rest), None)
+
+
+class BuildsConfig(Section):
+    """How build Jobs are run."""
+
+    namespace: str = "llmengine-builds"
+    max_concurrent: int = Field(default=4, ge=1)
+    max_concurrent_per_architecture: int = Field(default=1, ge=1)
+
+
+class RolloutsConfig(Section):
+    """How many engines follow a runtime's new image at the same time."""
+
+    max_concurrent: int = Field(default=1, ge=1)
+
+
+class LeaderElectionConfig(Section):
+    """The Lease that one replica of the operator holds."""
+
+    enabled: bool = True
+    lease_seconds: float = Field(default=15, gt=1)
+
+
+class Config(Section):
+    """Everything that an operator process is told."""
+
+    namespace: str = Field(description="The operator's own namespace: its Lease lies here.")
+    store: StoreConfig
+    models: ModelsConfig = ModelsConfig()
+    builds: BuildsConfig = BuildsConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
+    leader_election: LeaderElectionConfig = LeaderElectionConfig()
+    watch_namespaces: tuple[str, ...] = Field(default=(), description="None: all namespaces.")
+    workers: int = Field(default=4, ge=1, le=64)
+    resync_seconds: float = Field(default=600, gt=0)
+    health_port: int = 8080
+    metrics_port: int = 8081
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the file. Raises InvalidConfigError with the field and the reason."""
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()))
+        except OSError as error:
+            raise InvalidConfigError(f"cannot read {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise InvalidConfigError(f"{path} is not YAML: {error}") from error
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
+            )
+            raise InvalidConfigError(f"{path}: {problems}") from error
