@@ -30,6 +30,32 @@ class ExitCode(IntEnum):
     TRANSIENT = 20
 
 
+class BuildReason(StrEnum):
+    """Why a build or a fetch failed: the `reason` of its last words."""
+
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    MODEL_UNREACHABLE = "ModelUnreachable"
+    MODEL_INVALID = "ModelInvalid"
+    MODEL_UNSUPPORTED = "ModelUnsupported"
+    WEIGHTS_ARE_PICKLED = "WeightsArePickled"
+    SEQUENCE_TOO_LONG = "SequenceTooLong"
+    OPTION_UNSUPPORTED = "OptionUnsupported"
+    BACKEND_MISMATCH = "BackendMismatch"
+    SCRATCH_TOO_SMALL = "ScratchTooSmall"
+    MEMORY_TOO_SMALL = "MemoryTooSmall"
+    VERIFICATION_FAILED = "VerificationFailed"
+    WRONG_DEVICE = "WrongDevice"
+    STORE_UNREACHABLE = "StoreUnreachable"
+    STORE_DENIED = "StoreDenied"
+    BUCKET_MISSING = "BucketMissing"
+    ENGINE_CORRUPTED = "EngineCorrupted"
+    ENGINE_MISSING = "EngineMissing"
+    REQUEST_INVALID = "RequestInvalid"
+    INTERRUPTED = "Interrupted"
+    BUG = "Bug"
+
+
 class Phase(StrEnum):
     """Phases of a build, in order."""
 

@@ -358,6 +358,9 @@ class EngineStatus(ApiModel):
     job: Annotated[str, StringConstraints(max_length=317)] | None = Field(
         default=None, description="NAMESPACE/NAME of the newest build Job."
     )
+    last_failure_time: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None, description="When the newest failed build ended, in RFC 3339."
+    )
     node_count: int = Field(default=0, description="Nodes of this architecture.")
     progress: Progress | None = None
 

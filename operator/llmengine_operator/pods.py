@@ -1,0 +1,85 @@
+"""What a pod says of itself, as a reason and a sentence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmengine.requests import BuildFailure
+from llmengine_operator.observation import KubeObject
+from llmengine_operator.reasons import Reason
+
+_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+
+
+def newest(pods: Sequence[KubeObject]) -> KubeObject | None:
+    """The pod that was created last."""
+    return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+
+
+def is_ready(pod: KubeObject) -> bool:
+    """Whether the pod is ready and not on its way out."""
+    if "deletionTimestamp" in pod["metadata"]:
+        return False
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in pod.get("status", {}).get("conditions", [])
+    )
+
+
+def waiting(pod: KubeObject) -> tuple[str, str]:
+    """Why no container of the pod runs: (reason, sentence), or two empty strings."""
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return Reason.UNSCHEDULABLE, str(condition.get("message", ""))
+    for status in _statuses(pod):
+        state = status.get("state", {}).get("waiting", {})
+        reason, message = state.get("reason", ""), state.get("message", "")
+        if reason in _PULL:
+            return Reason.IMAGE_PULL_FAILED, f"{status.get('image', '')}: {message or reason}"
+        if reason in _CONFIG:
+            return Reason.CONTAINER_CONFIG_INVALID, message or reason
+    return "", ""
+
+
+def trouble(pod: KubeObject) -> tuple[str, str]:
+    """Why a server pod does not get ready: (reason, sentence), or two empty strings."""
+    reason, message = waiting(pod)
+    if reason:
+        return reason, message
+    for status in _statuses(pod):
+        ended = _last_end(status)
+        if ended is None or status.get("ready") or ended.get("exitCode") == 0:
+            continue
+        words = _words(ended)
+        if status["name"] == "fetch":
+            return Reason.FETCH_FAILED, words
+        if status.get("restartCount", 0) > 0:
+            return Reason.CRASH_LOOPING, words
+    return "", ""
+
+
+def _statuses(pod: KubeObject) -> Iterable[Mapping[str, Any]]:
+    status = pod.get("status", {})
+    yield from status.get("initContainerStatuses", [])
+    yield from status.get("containerStatuses", [])
+
+
+def _last_end(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    for moment in ("state", "lastState"):
+        if ended := status.get(moment, {}).get("terminated"):
+            return dict(ended)
+    return None
+
+
+def _words(ended: Mapping[str, Any]) -> str:
+    text = str(ended.get("message", "")).strip()
+    try:
+        return BuildFailure.model_validate_json(text).message
+    except ValidationError:
+        pass
+    why = ended.get("reason", "Error")
+    return f"{why}, exit code {ended.get('exitCode')}" + (f": {text[-500:]}" if text else "")

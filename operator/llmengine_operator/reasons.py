@@ -1,0 +1,49 @@
+"""Reasons of conditions, rows and events: one word for one situation, everywhere the same."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    # Serving
+    SERVING = "Serving"
+    SCALED_TO_ZERO = "ScaledToZero"
+    ROLLING_OUT = "RollingOut"
+    WAITING_FOR_ROLLOUT = "WaitingForRollout"
+    SUSPENDED = "Suspended"
+    NO_POD_READY = "NoPodReady"
+    # Pods
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG_INVALID = "ContainerConfigInvalid"
+    UNSCHEDULABLE = "Unschedulable"
+    FETCH_FAILED = "FetchFailed"
+    CRASH_LOOPING = "CrashLooping"
+    ROLLOUT_FAILED = "RolloutFailed"
+    # What the spec asks for
+    SPEC_INVALID = "SpecInvalid"
+    RUNTIME_NOT_FOUND = "RuntimeNotFound"
+    UNSUPPORTED = "Unsupported"
+    NO_NODE = "NoNode"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    MODEL_ENDPOINT_UNKNOWN = "ModelEndpointUnknown"
+    NAME_TAKEN = "NameTaken"
+    APPLY_REFUSED = "ApplyRefused"
+    # Store
+    STORE_UNREADABLE = "StoreUnreadable"
+    STORE_UNSAFE = "StoreUnsafe"
+    # Builds
+    CACHED = "Cached"
+    BUILD_QUEUED = "BuildQueued"
+    BUILD_PENDING = "BuildPending"
+    BUILDING = "Building"
+    BUILD_RETRYING = "BuildRetrying"
+    BUILD_FAILED = "BuildFailed"
+    BUILD_OUT_OF_MEMORY = "BuildOutOfMemory"
+    BUILD_DEADLINE_EXCEEDED = "BuildDeadlineExceeded"
+    BUILD_EVICTED = "BuildEvicted"
+    BUILD_LOST = "BuildLost"
+    PUBLISHING = "Publishing"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    # API server
+    CLUSTER_UNREADABLE = "ClusterUnreadable"

@@ -1,0 +1,198 @@
+"""What an engine wants: one target for each architecture, with its scope and its key.
+
+Pure. Answers with the targets, or with the one reason why there can be none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmengine.api.v1alpha1 import Accelerator
+from llmengine.architecture import Architecture
+from llmengine.capability import unsupported
+from llmengine.key import CLUSTER, Factor, Scope, engine_factors, readable_keys
+from llmengine_operator.config import Config, ModelEndpoint
+from llmengine_operator.observation import (
+    Engine,
+    Found,
+    Node,
+    NotFound,
+    Read,
+    Runtime,
+    Unreadable,
+)
+from llmengine_operator.reasons import Reason
+from llmengine_operator.scheduling import allows
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why nothing can be built or switched now.
+
+    `stalled`: no progress is expected until somebody changes something.
+    """
+
+    reason: str
+    message: str
+    stalled: bool = True
+
+
+@dataclass(frozen=True)
+class Target:
+    """One architecture of an engine. `keys`: where its engine may lie, the one to build first.
+
+    `unsupported` is a sentence when this architecture can never be built as asked.
+    """
+
+    architecture: Architecture
+    required: bool
+    factors: Mapping[str, Factor]
+    keys: tuple[str, ...]
+    scope: Scope
+    nodes: int
+    unsupported: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.keys[0]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's place, taken apart: what decides scope and credentials."""
+
+    scheme: str
+    bucket: str = ""
+    path: str = ""
+    endpoint: ModelEndpoint | None = field(default=None)
+
+    @classmethod
+    def of(cls, uri: str, config: Config) -> Model:
+        scheme, _, rest = uri.partition("://")
+        bucket, _, path = rest.partition("/")
+        endpoint = config.models.endpoint_for(bucket) if scheme == "s3" else None
+        return cls(scheme, bucket, path, endpoint)
+
+
+def claim_name(engine: Engine) -> str | None:
+    """The PersistentVolumeClaim that a `pvc://` model lies on."""
+    uri = engine.spec.model.uri
+    if not uri.startswith("pvc://"):
+        return None
+    return uri.removeprefix("pvc://").partition("/")[0]
+
+
+def targets(
+    engine: Engine,
+    runtime: Read[Runtime],
+    nodes: Sequence[Node],
+    claim: Read[str] | None,
+    config: Config,
+) -> tuple[Target, ...] | Problem:
+    """The targets of an engine, in order of architecture; or why there are none."""
+    if not isinstance(runtime, Found):
+        return _runtime_problem(engine, runtime)
+    model = Model.of(engine.spec.model.uri, config)
+    if model.scheme == "s3" and model.endpoint is None:
+        return Problem(
+            Reason.MODEL_ENDPOINT_UNKNOWN,
+            f"no S3 service is configured for bucket {model.bucket}: ask the platform's admin to"
+            " add it to models.s3 of the operator's values",
+        )
+    scope = _scope(engine, model, claim, config)
+    if isinstance(scope, Problem):
+        return scope
+    spec = runtime.value.spec
+    serving = engine.spec.serving
+    allowed = [
+        node
+        for node in nodes
+        if allows(node, serving.node_selector, serving.tolerations, spec.pod_defaults)
+    ]
+    wanted = _architectures(engine, spec.accelerator, allowed)
+    if not wanted:
+        return Problem(
+            Reason.NO_NODE,
+            f"no node has an architecture for accelerator {spec.accelerator}"
+            " that the nodeSelectors and tolerations of the engine and its runtime allow",
+            stalled=False,
+        )
+    endpoint = model.endpoint.name if model.endpoint else None
+    return tuple(
+        _target(engine, runtime.value, architecture, endpoint=endpoint, scope=scope, nodes=allowed)
+        for architecture in wanted
+    )
+
+
+def _target(
+    engine: Engine,
+    runtime: Runtime,
+    architecture: Architecture,
+    *,
+    endpoint: str | None,
+    scope: Scope,
+    nodes: Sequence[Node],
+) -> Target:
+    factors = engine_factors(
+        backend=runtime.spec.backend,
+        backend_version=runtime.spec.version,
+        uri=engine.spec.model.uri,
+        revision=engine.spec.model.revision,
+        endpoint=endpoint,
+        scope=scope,
+        options=engine.spec.engine,
+        architecture=architecture,
+    )
+    return Target(
+        architecture=architecture,
+        required=engine.spec.architectures is not None,
+        factors=factors,
+        keys=tuple(readable_keys(factors)),
+        scope=scope,
+        nodes=sum(node.architecture == architecture for node in nodes),
+        unsupported=unsupported(runtime.spec.backend, architecture, engine.spec.engine) or "",
+    )
+
+
+def _runtime_problem(engine: Engine, runtime: NotFound | Unreadable) -> Problem:
+    if isinstance(runtime, Unreadable):
+        return Problem(runtime.reason, runtime.message, stalled=False)
+    return Problem(
+        Reason.RUNTIME_NOT_FOUND,
+        f'there is no EngineRuntime "{engine.spec.runtime}": "kubectl get engineruntimes" lists'
+        " those of this cluster",
+    )
+
+
+def _scope(
+    engine: Engine, model: Model, claim: Read[str] | None, config: Config
+) -> Scope | Problem:
+    """Who may share the engine: nobody may get at a model through the cache that he cannot read."""
+    if model.scheme == "pvc":
+        if isinstance(claim, Unreadable):
+            return Problem(claim.reason, claim.message, stalled=False)
+        if not isinstance(claim, Found):
+            return Problem(
+                Reason.CLAIM_NOT_FOUND,
+                f"there is no PersistentVolumeClaim {model.bucket} in namespace"
+                f" {engine.namespace}: create it, or correct spec.model.uri",
+            )
+        return Scope(engine.namespace, claim.value)
+    if engine.spec.model.secret_name:
+        return Scope(engine.namespace)
+    if model.scheme == "s3" and not engine.spec.model.uri.startswith(config.models.shared):
+        return Scope(engine.namespace)
+    return CLUSTER
+
+
+def _architectures(
+    engine: Engine, accelerator: Accelerator, nodes: Sequence[Node]
+) -> list[Architecture]:
+    if engine.spec.architectures is not None:
+        return sorted({Architecture.parse(text) for text in engine.spec.architectures}, key=str)
+    wants_cpu = accelerator is Accelerator.CPU
+    seen = {node.architecture for node in nodes if node.architecture.is_cpu == wants_cpu}
+    # What serves stays wanted while its nodes are away: a node pool may be at zero for an hour.
+    served = {Architecture.parse(row.architecture) for row in engine.status.serving}
+    return sorted(seen | served, key=str)
