@@ -217,7 +217,7 @@ class TinyModel:
             "dtype": safetensors_file.CONFIG_DTYPES[self.dtype],
             "rope_parameters": {"rope_theta": self.rope_theta, **parameters},
         }
-        old = {
+        old: dict[str, Any] = {
             "torch_dtype": safetensors_file.CONFIG_DTYPES[self.dtype],
             "rope_theta": self.rope_theta,
         }
@@ -225,9 +225,8 @@ class TinyModel:
             scaling = {"type": scaling.pop("rope_type"), **scaling}
         if self.rope_spelling == "rope_parameters":
             return new
-        if self.rope_spelling == "both":
-            return new | old
-        return old | {"rope_scaling": scaling}
+        old |= {"rope_scaling": scaling}
+        return new | old if self.rope_spelling == "both" else old
 
     def _family_config(self) -> dict[str, Any]:
         if self.family == "llama":
