@@ -178,16 +178,16 @@ def _tensors(reader: GGUFReader) -> list[Tensor]:
 
 
 def _values(tensor: ReaderTensor, heads: int | None) -> NDArray[np.float32]:
-    """`tensor` dequantized, rows in the published order.
+    values: NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+    return values if heads is None else unpair(values, heads)
 
-    llama.cpp rotates neighbouring pairs (2i, 2i+1) of a head, Hugging Face pairs (i, i+d/2); its
-    conversion interleaves the two halves of each head of q and k, and this is the inverse.
+
+def unpair(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """The rows of q or k, [heads * head_dim, columns], from llama.cpp's order into Hugging Face's.
+
+    llama.cpp rotates the neighbours (2i, 2i+1) of a head, Hugging Face the pairs (i, i + d/2);
+    llama.cpp's conversion interleaves the two halves of each head, and this is its inverse.
     """
-    values: NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type).astype(
-        np.float32, copy=False
-    )
-    if heads is None:
-        return values
     rows, columns = values.shape
     pairs = values.reshape(heads, rows // heads // 2, 2, columns)
     return pairs.swapaxes(1, 2).reshape(rows, columns)
