@@ -21,7 +21,7 @@ from llmengine_operator.reasons import Reason
 NO_POD_AFTER = timedelta(seconds=20)
 
 # Refusals that somebody can lift without touching the engine.
-_ENVIRONMENT = frozenset(
+ENVIRONMENT_REASONS = frozenset(
     {
         BuildReason.MODEL_ACCESS_DENIED,
         BuildReason.MODEL_NOT_FOUND,
@@ -154,7 +154,7 @@ def _last_words(ended: Mapping[str, Any]) -> tuple[str, str, Verdict]:
         )
     if code == ExitCode.TRANSIENT:
         return words.reason, words.message, Verdict.RETRY
-    if words.reason in _ENVIRONMENT:
+    if words.reason in ENVIRONMENT_REASONS:
         return words.reason, words.message, Verdict.ENVIRONMENT
     if code in (
         ExitCode.BAD_INPUT,

@@ -171,7 +171,8 @@ class Observation:
 
     `children` are the objects that we may own, by (kind, name); `pods` the server pods;
     `manifests` what the store said of each key, `served` of the keys in `status.serving`;
-    `unsafe_store` a sentence when the store must not be built into.
+    `queue` what a wished build waits for, by key; `unsafe_store` a sentence when the store must
+    not be built into.
     """
 
     engine: Engine
@@ -183,5 +184,6 @@ class Observation:
     progress: Mapping[str, BuildProgress] = field(default_factory=dict)
     children: Mapping[tuple[str, str], Read[KubeObject]] = field(default_factory=dict)
     pods: tuple[KubeObject, ...] = ()
+    queue: Mapping[str, str] = field(default_factory=dict)
     unsafe_store: str = ""
     may_roll_image: bool = True

@@ -6,7 +6,7 @@ Pure. Answers with the targets, or with the one reason why there can be none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llmengine.api.v1alpha1 import Accelerator
 from llmengine.architecture import Architecture
@@ -58,29 +58,16 @@ class Target:
         return self.keys[0]
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model's place, taken apart: what decides scope and credentials."""
-
-    scheme: str
-    bucket: str = ""
-    path: str = ""
-    endpoint: ModelEndpoint | None = field(default=None)
-
-    @classmethod
-    def of(cls, uri: str, config: Config) -> Model:
-        scheme, _, rest = uri.partition("://")
-        bucket, _, path = rest.partition("/")
-        endpoint = config.models.endpoint_for(bucket) if scheme == "s3" else None
-        return cls(scheme, bucket, path, endpoint)
+def claim_name(uri: str) -> str:
+    """The PersistentVolumeClaim that a `pvc://` model lies on; empty for other models."""
+    return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else ""
 
 
-def claim_name(engine: Engine) -> str | None:
-    """The PersistentVolumeClaim that a `pvc://` model lies on."""
-    uri = engine.spec.model.uri
-    if not uri.startswith("pvc://"):
+def model_endpoint(uri: str, config: Config) -> ModelEndpoint | None:
+    """The S3 service that an `s3://` model lies on; None for other models, or when unknown."""
+    if not uri.startswith("s3://"):
         return None
-    return uri.removeprefix("pvc://").partition("/")[0]
+    return config.models.endpoint_for(uri.removeprefix("s3://").partition("/")[0])
 
 
 def targets(
@@ -93,14 +80,15 @@ def targets(
     """The targets of an engine, in order of architecture; or why there are none."""
     if not isinstance(runtime, Found):
         return _runtime_problem(engine, runtime)
-    model = Model.of(engine.spec.model.uri, config)
-    if model.scheme == "s3" and model.endpoint is None:
+    uri = engine.spec.model.uri
+    endpoint = model_endpoint(uri, config)
+    if uri.startswith("s3://") and endpoint is None:
         return Problem(
             Reason.MODEL_ENDPOINT_UNKNOWN,
-            f"no S3 service is configured for bucket {model.bucket}: ask the platform's admin to"
+            f"no S3 service is configured for the bucket of {uri}: ask the platform's admin to"
             " add it to models.s3 of the operator's values",
         )
-    scope = _scope(engine, model, claim, config)
+    scope = _scope(engine, claim, config)
     if isinstance(scope, Problem):
         return scope
     spec = runtime.value.spec
@@ -118,9 +106,11 @@ def targets(
             " that the nodeSelectors and tolerations of the engine and its runtime allow",
             stalled=False,
         )
-    endpoint = model.endpoint.name if model.endpoint else None
+    endpoint_name = endpoint.name if endpoint else None
     return tuple(
-        _target(engine, runtime.value, architecture, endpoint=endpoint, scope=scope, nodes=allowed)
+        _target(
+            engine, runtime.value, architecture, endpoint=endpoint_name, scope=scope, nodes=allowed
+        )
         for architecture in wanted
     )
 
@@ -165,23 +155,22 @@ def _runtime_problem(engine: Engine, runtime: NotFound | Unreadable) -> Problem:
     )
 
 
-def _scope(
-    engine: Engine, model: Model, claim: Read[str] | None, config: Config
-) -> Scope | Problem:
+def _scope(engine: Engine, claim: Read[str] | None, config: Config) -> Scope | Problem:
     """Who may share the engine: nobody may get at a model through the cache that he cannot read."""
-    if model.scheme == "pvc":
+    model = engine.spec.model
+    if name := claim_name(model.uri):
         if isinstance(claim, Unreadable):
             return Problem(claim.reason, claim.message, stalled=False)
         if not isinstance(claim, Found):
             return Problem(
                 Reason.CLAIM_NOT_FOUND,
-                f"there is no PersistentVolumeClaim {model.bucket} in namespace"
-                f" {engine.namespace}: create it, or correct spec.model.uri",
+                f"there is no PersistentVolumeClaim {name} in namespace {engine.namespace}:"
+                " create it, or correct spec.model.uri",
             )
         return Scope(engine.namespace, claim.value)
-    if engine.spec.model.secret_name:
+    if model.secret_name:
         return Scope(engine.namespace)
-    if model.scheme == "s3" and not engine.spec.model.uri.startswith(config.models.shared):
+    if model.uri.startswith("s3://") and not model.uri.startswith(config.models.shared):
         return Scope(engine.namespace)
     return CLUSTER
 

@@ -372,6 +372,10 @@ class ServingStatus(ApiModel):
     key: Annotated[str, StringConstraints(max_length=64)]
     manifest_digest: Annotated[str, StringConstraints(max_length=71)]
     image: Annotated[str, StringConstraints(max_length=1024)]
+    scope_namespace: Annotated[str, StringConstraints(max_length=63)] = Field(
+        default="", description="Namespace whose engines this one is kept with; empty: shared."
+    )
+    size_bytes: int = Field(default=0, description="Bytes that a pod fetches.")
     replicas: int = 0
     ready_replicas: int = 0
 

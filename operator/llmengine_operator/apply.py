@@ -1,0 +1,149 @@
+"""Carries a plan out by server-side apply, under one field manager; writes nothing that is so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from kubernetes.utils.quantity import parse_quantity
+
+from llmengine_operator.kinds import DEPLOYMENT, HPA, SERVICE
+from llmengine_operator.kube import FIELD_MANAGER, Kube
+from llmengine_operator.kube_errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+)
+from llmengine_operator.labels import Annotation
+from llmengine_operator.observation import Found, Observation
+from llmengine_operator.plan import Action, Apply, ApplyDeployment, Delete, Scale
+from llmengine_operator.reasons import Reason
+from llmengine_operator.targets import Problem
+
+log = logging.getLogger(__name__)
+
+_KINDS = {kind.kind: kind for kind in (DEPLOYMENT, SERVICE, HPA)}
+# Owns spec.replicas from a Deployment's first moment, so that FIELD_MANAGER never does.
+REPLICAS_MANAGER = f"{FIELD_MANAGER}-replicas"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Names of the Deployments that were written, and the first refusal, if any."""
+
+    deployments: frozenset[str]
+    refused: Problem | None
+
+
+class Applier:
+    """Shared by all workers."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+
+    def apply(self, observation: Observation, actions: Iterable[Action]) -> Applied:
+        """Every action. Raises KubeError when the API server cannot be reached.
+
+        What the API server refuses (an invalid object, a quota, a policy) becomes `refused`; the
+        other actions are carried out all the same.
+        """
+        written: set[str] = set()
+        refused: Problem | None = None
+        for action in actions:
+            try:
+                if self._carry_out(observation, action) and isinstance(action, ApplyDeployment):
+                    written.add(action.object["metadata"]["name"])
+            except (InvalidError, ForbiddenError) as error:
+                log.warning("%s", error)
+                refused = refused or Problem(
+                    Reason.APPLY_REFUSED, f"cannot {error.what}: {error.message}"
+                )
+        return Applied(frozenset(written), refused)
+
+    def _carry_out(self, observation: Observation, action: Action) -> bool:
+        """Whether anything was written."""
+        match action:
+            case Apply(obj) | ApplyDeployment(obj):
+                return self._write(observation, action, obj)
+            case Scale(namespace, name, replicas):
+                self._kube.scale(DEPLOYMENT, namespace, name, replicas)
+            case Delete(kind, namespace, name, uid):
+                try:
+                    self._kube.delete(_KINDS[kind], namespace, name, uid=uid)
+                except (NotFoundError, ConflictError):
+                    return False
+        return True
+
+    def _write(self, observation: Observation, action: Action, obj: Mapping[str, Any]) -> bool:
+        kind = _KINDS[obj["kind"]]
+        stamped = _stamped(obj)
+        child = observation.children.get((kind.kind, obj["metadata"]["name"]))
+        if isinstance(child, Found):
+            if _covers(child.value, stamped):
+                return False
+            self._kube.apply(kind, stamped)
+        elif isinstance(action, ApplyDeployment):
+            self._make_deployment(stamped, action.initial)
+        else:
+            self._kube.apply(kind, stamped)
+        return True
+
+    def _make_deployment(self, obj: Mapping[str, Any], replicas: int) -> None:
+        """Three applies: the whole with replicas, the whole without, then replicas alone.
+
+        Server-side apply resets a field to its default when its last owner gives it up, and what
+        a plain create sets can never be taken out by a later apply.
+        """
+        with_replicas = {**obj, "spec": {**obj["spec"], "replicas": replicas}}
+        self._kube.apply(DEPLOYMENT, with_replicas, manager=REPLICAS_MANAGER)
+        self._kube.apply(DEPLOYMENT, obj)
+        identity = {key: obj["metadata"][key] for key in ("name", "namespace")}
+        self._kube.apply(
+            DEPLOYMENT,
+            {"metadata": identity, "spec": {"replicas": replicas}},
+            manager=REPLICAS_MANAGER,
+        )
+
+
+def _stamped(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with a digest of itself: a field that we no longer set is a difference, too."""
+    digest = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()[:16]
+    metadata = obj["metadata"]
+    annotations = {**metadata.get("annotations", {}), Annotation.APPLIED: digest}
+    return {**obj, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _covers(observed: Any, desired: Any) -> bool:
+    """Whether the API server's object already has everything that we would write."""
+    if isinstance(desired, Mapping):
+        return isinstance(observed, Mapping) and all(
+            _covers(observed.get(key), value) for key, value in desired.items()
+        )
+    if isinstance(desired, list):
+        return (
+            isinstance(observed, list)
+            and len(observed) >= len(desired)
+            and all(_covers(o, d) for o, d in zip(observed, desired, strict=False))
+        )
+    return bool(observed == desired) or _same_quantity(observed, desired)
+
+
+def _same_quantity(one: Any, other: Any) -> bool:
+    """The API server writes `1024Mi` as `1Gi`."""
+    try:
+        return _quantity(one) == _quantity(other)
+    except (ValueError, InvalidOperation, TypeError):
+        return False
+
+
+def _quantity(value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError("not a quantity")
+    parsed: Decimal = parse_quantity(value)  # type: ignore[no-untyped-call]
+    return parsed

@@ -1,0 +1,190 @@
+"""Reads one engine's world into an Observation; decides nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+
+from llmengine.artifact import BuildProgress
+from llmengine.key import Scope
+from llmengine_operator.build_queue import BuildQueue
+from llmengine_operator.catalog import Catalog
+from llmengine_operator.config import Config
+from llmengine_operator.kinds import DEPLOYMENT, HPA, NODE, POD, PVC, RUNTIME, SERVICE, Kind
+from llmengine_operator.kube import Kube
+from llmengine_operator.kube_errors import NotFoundError
+from llmengine_operator.labels import MANAGED, Label, key_label
+from llmengine_operator.observation import (
+    Attempt,
+    AttemptState,
+    Engine,
+    Found,
+    KubeObject,
+    Node,
+    NotFound,
+    Observation,
+    Read,
+    Runtime,
+    StoredEngine,
+    Unreadable,
+)
+from llmengine_operator.parse import parse_nodes, parse_runtime
+from llmengine_operator.read_builds import read_builds
+from llmengine_operator.reasons import Reason
+from llmengine_operator.resources.build_job import build_namespace
+from llmengine_operator.resources.deployment import deployment_name
+from llmengine_operator.resources.service import service_names
+from llmengine_operator.rollouts import RolloutGate
+from llmengine_operator.targets import Problem, Target, claim_name, targets
+
+# Nodes come and go slowly, and a list of a thousand is not read for every engine.
+NODES_BELIEVED = timedelta(seconds=15)
+_CHILDREN = (DEPLOYMENT, SERVICE, HPA)
+
+
+class Observer:
+    """Shared by all workers."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        catalog: Catalog,
+        queue: BuildQueue,
+        gate: RolloutGate,
+        config: Config,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._kube = kube
+        self._catalog = catalog
+        self._queue = queue
+        self._gate = gate
+        self._config = config
+        self._now = now
+        self._nodes_lock = threading.Lock()
+        self._nodes: tuple[tuple[Node, ...], datetime] | None = None
+
+    def observe(self, engine: Engine) -> Observation:
+        """Everything that a plan for this engine looks at. Raises KubeError."""
+        runtime = self._runtime(engine.spec.runtime)
+        nodes = self._all_nodes()
+        claim = self._claim(engine)
+        wanted = targets(engine, runtime, nodes, claim, self._config)
+        if isinstance(wanted, Problem):
+            return Observation(engine, runtime, nodes, claim)
+        manifests = self._manifests(engine, wanted)
+        missing = [t for t in wanted if all(manifests[k] == NotFound() for k in t.keys)]
+        attempts = tuple(a for target in missing for a in self._attempts(engine, target))
+        children = self._children(engine, wanted)
+        return Observation(
+            engine=engine,
+            runtime=runtime,
+            nodes=nodes,
+            claim=claim,
+            manifests=manifests,
+            attempts=attempts,
+            progress=self._progress(missing, attempts),
+            children=children,
+            pods=self._pods(engine) if _serves(children) else (),
+            queue=self._queue.waiting() if missing else {},
+            unsafe_store=self._catalog.unsafe() if missing else "",
+            may_roll_image=self._may_roll(engine, runtime, wanted),
+        )
+
+    def _runtime(self, name: str) -> Read[Runtime]:
+        try:
+            return Found(parse_runtime(self._kube.get(RUNTIME, None, name)))
+        except NotFoundError:
+            return NotFound()
+        except ValidationError as error:
+            return Unreadable(
+                Reason.SPEC_INVALID,
+                f'EngineRuntime "{name}" cannot be read by this release: {error}',
+            )
+
+    def _all_nodes(self) -> tuple[Node, ...]:
+        with self._nodes_lock:
+            now = self._now()
+            if self._nodes is None or now - self._nodes[1] >= NODES_BELIEVED:
+                self._nodes = parse_nodes(self._kube.list(NODE, cached=True)), now
+            return self._nodes[0]
+
+    def _claim(self, engine: Engine) -> Read[str] | None:
+        name = claim_name(engine.spec.model.uri)
+        if not name:
+            return None
+        try:
+            return Found(str(self._kube.get(PVC, engine.namespace, name)["metadata"]["uid"]))
+        except NotFoundError:
+            return NotFound()
+
+    def _manifests(self, engine: Engine, wanted: Iterable[Target]) -> dict[str, Read[StoredEngine]]:
+        """Of every key that is wanted, and of what serves now: that says why a build runs."""
+        places = {key: target.scope for target in wanted for key in target.keys}
+        for row in engine.status.serving:
+            places.setdefault(row.key, Scope(row.scope_namespace))
+        return {key: self._catalog.find(key, scope) for key, scope in places.items()}
+
+    def _attempts(self, engine: Engine, target: Target) -> list[Attempt]:
+        place = build_namespace(engine, target, self._config)
+        labels: dict[str, str] = {Label.KEY: key_label(target.key)}
+        builds = read_builds(self._kube, place, labels, self._now())
+        return [build.attempt for build in builds if build.attempt.key == target.key]
+
+    def _progress(
+        self, missing: Iterable[Target], attempts: Iterable[Attempt]
+    ) -> dict[str, BuildProgress]:
+        running = {a.key for a in attempts if a.state is AttemptState.RUNNING}
+        said = {
+            target.key: self._catalog.progress(target.key, target.scope)
+            for target in missing
+            if target.key in running
+        }
+        return {key: progress for key, progress in said.items() if progress is not None}
+
+    def _children(
+        self, engine: Engine, wanted: Iterable[Target]
+    ) -> dict[tuple[str, str], Read[KubeObject]]:
+        """What carries our labels, and what has a name that we need whoever made it."""
+        labels = {**MANAGED, Label.ENGINE: engine.name}
+        children: dict[tuple[str, str], Read[KubeObject]] = {
+            (kind.kind, obj["metadata"]["name"]): Found(obj)
+            for kind in _CHILDREN
+            for obj in self._kube.list(kind, engine.namespace, labels=labels)
+        }
+        architectures = [target.architecture for target in wanted]
+        names = [(SERVICE, name) for name in service_names(engine, architectures)]
+        names += [(DEPLOYMENT, deployment_name(engine.name, a)) for a in architectures]
+        for kind, name in names:
+            if (kind.kind, name) not in children:
+                children[kind.kind, name] = self._child(kind, engine.namespace, name)
+        return children
+
+    def _child(self, kind: Kind, namespace: str, name: str) -> Read[KubeObject]:
+        try:
+            return Found(self._kube.get(kind, namespace, name))
+        except NotFoundError:
+            return NotFound()
+
+    def _pods(self, engine: Engine) -> tuple[KubeObject, ...]:
+        labels: dict[str, str] = {Label.ENGINE: engine.name, Label.TRACK: "stable"}
+        return tuple(self._kube.list(POD, engine.namespace, labels=labels))
+
+    def _may_roll(self, engine: Engine, runtime: Read[Runtime], wanted: Iterable[Target]) -> bool:
+        """Asks the gate only when an engine would follow its runtime's new image."""
+        if not isinstance(runtime, Found):
+            return False
+        keys = {key for target in wanted for key in target.keys}
+        image = runtime.value.spec.image.reference
+        follows = any(row.key in keys and row.image != image for row in engine.status.serving)
+        return self._gate.enter(engine.id) if follows else True
+
+
+def _serves(children: dict[tuple[str, str], Read[KubeObject]]) -> bool:
+    return any(
+        kind == DEPLOYMENT.kind and isinstance(child, Found)
+        for (kind, _), child in children.items()
+    )

@@ -1,0 +1,226 @@
+"""The frame of every pass: observe, decide, carry out, report.
+
+Any pass may run again at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmengine.api.v1alpha1 import LLMEngineStatus
+from llmengine_operator.apply import Applier
+from llmengine_operator.build_queue import BuildQueue
+from llmengine_operator.catalog import Catalog, EngineStore
+from llmengine_operator.conditions import ConditionType, Finding, find, set_conditions, summary
+from llmengine_operator.config import Config
+from llmengine_operator.kinds import LLMENGINE
+from llmengine_operator.kube import Kube
+from llmengine_operator.kube_errors import NotFoundError
+from llmengine_operator.labels import Annotation, Label
+from llmengine_operator.observation import Engine, Observation
+from llmengine_operator.observe import Observer
+from llmengine_operator.parse import parse_engine
+from llmengine_operator.plan import Decision, decide
+from llmengine_operator.reasons import Reason
+from llmengine_operator.report import report
+from llmengine_operator.rollouts import RolloutGate
+from llmengine_operator.status import StatusWriter
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+# The key of the pass over all build Jobs. No namespace is empty.
+BUILDS: Key = ("", "builds")
+# While a rollout runs its pods wake us; this is for what no watch tells.
+ROLLOUT_POLL_SECONDS = 30.0
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Reconciler:
+    """Passes over engines, and over the build Jobs. Called by several worker threads.
+
+    One key is never passed over by two workers at a time: the work queue sees to it.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        store: EngineStore,
+        config: Config,
+        enqueue: Callable[[Key], None],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._kube = kube
+        self._config = config
+        self._enqueue = enqueue
+        self._now = now
+        self._gate = RolloutGate(config.rollouts.max_concurrent)
+        self._queue = BuildQueue(kube, config)
+        self._catalog = Catalog(store, config.store.conditional_writes, now)
+        self._observer = Observer(
+            kube, catalog=self._catalog, queue=self._queue, gate=self._gate, config=config, now=now
+        )
+        self._applier = Applier(kube)
+        self._status = StatusWriter(kube)
+        self.wake = Wake(self._queue, enqueue, self._known_engines)
+        self._runtimes: dict[Key, str] = {}
+
+    def start(self) -> None:
+        """Put every engine on the queue. Before that no Job can be called unwanted."""
+        spaces: Iterable[str | None] = self._config.watch_namespaces or (None,)
+        keys = [
+            (obj["metadata"]["namespace"], obj["metadata"]["name"])
+            for space in spaces
+            for obj in self._kube.list(LLMENGINE, space, metadata_only=True)
+        ]
+        self._queue.expect(keys)
+        for key in keys:
+            self._enqueue(key)
+        self._enqueue(BUILDS)
+
+    def reconcile(self, key: Key) -> float | None:
+        """One pass. In how many seconds the next is due; None when nothing is to come.
+
+        Raises whatever hindered it: the queue tries again with back-off.
+        """
+        if key == BUILDS:
+            outcome = self._queue.run(self._now())
+            for engine in outcome.engines:
+                self._enqueue(engine)
+            return outcome.next_due
+        return self._engine(key)
+
+    def _known_engines(self, runtime: str) -> list[Key]:
+        return [key for key, name in list(self._runtimes.items()) if name == runtime]
+
+    def _engine(self, key: Key) -> float | None:
+        try:
+            obj = self._kube.get(LLMENGINE, *key)
+        except NotFoundError:
+            self._gone(key)
+            return None
+        if "deletionTimestamp" in obj["metadata"]:
+            self._gone(key)
+            return None
+        try:
+            engine = parse_engine(obj)
+        except ValidationError as error:
+            self._invalid(obj, error)
+            return None
+        self._runtimes[key] = engine.spec.runtime
+        observation = self._observer.observe(engine)
+        decision = decide(observation, self._config, self._now())
+        if self._queue.tell(key, decision):
+            self._enqueue(BUILDS)
+        applied = self._applier.apply(observation, decision.actions)
+        after = report(
+            observation,
+            decision,
+            applied=applied.deployments,
+            refused=applied.refused,
+            now=self._now(),
+        )
+        self._status.write(obj["metadata"], engine.status, after)
+        self._leave_gate(engine, after)
+        return self._due(observation, decision, after)
+
+    def _gone(self, key: Key) -> None:
+        self._runtimes.pop(key, None)
+        self._queue.forget(key)
+        if self._gate.leave(key):
+            self._next_rollout()
+        self._enqueue(BUILDS)
+
+    def _invalid(self, obj: Mapping[str, Any], error: ValidationError) -> None:
+        """Stored under an older CRD, or by another release: say so and leave all else alone."""
+        metadata = obj["metadata"]
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        finding = Finding(
+            ConditionType.STALLED, True, Reason.SPEC_INVALID, f"spec.{where}: {first['msg']}"
+        )
+        try:
+            before = LLMEngineStatus.model_validate(obj.get("status", {}))
+        except ValidationError:
+            before = LLMEngineStatus()
+        after = before.model_copy(
+            update={
+                "observed_generation": metadata["generation"],
+                "conditions": set_conditions(
+                    before.conditions,
+                    summary(stalled=finding, reconciling=None, done=finding),
+                    metadata["generation"],
+                    self._now(),
+                ),
+            }
+        )
+        self._status.write(metadata, before, after)
+
+    def _leave_gate(self, engine: Engine, after: LLMEngineStatus) -> None:
+        ready = find(after.conditions, ConditionType.READY)
+        if ready is not None and ready.status == "True" and self._gate.leave(engine.id):
+            self._next_rollout()
+
+    def _next_rollout(self) -> None:
+        """A place at the gate is free: those who wait for it look again."""
+        for key in list(self._runtimes):
+            self._enqueue(key)
+
+    def _due(self, observation: Observation, decision: Decision, after: LLMEngineStatus) -> float:
+        """Resync with jitter, or sooner where something is known to be about to change."""
+        now = self._now()
+        resync = self._config.resync_seconds
+        due = [resync * random.uniform(0.9, 1.1)]
+        due += [p.look_again.total_seconds() for p in decision.plans if p.look_again]
+        due += [(wish.not_before - now).total_seconds() for wish in decision.wishes]
+        if find(after.conditions, ConditionType.RECONCILING) is not None:
+            due.append(ROLLOUT_POLL_SECONDS)
+        return max(min(due), 1.0)
+
+
+class Wake:
+    """What watches tell: which engines to look at again."""
+
+    def __init__(
+        self,
+        queue: BuildQueue,
+        enqueue: Callable[[Key], None],
+        engines_of_runtime: Callable[[str], Iterable[Key]],
+    ) -> None:
+        self._queue = queue
+        self._enqueue = enqueue
+        self._engines_of_runtime = engines_of_runtime
+
+    def engine(self, namespace: str, name: str) -> None:
+        """An LLMEngine came, changed or went."""
+        self._enqueue((namespace, name))
+
+    def runtime(self, name: str) -> None:
+        """An EngineRuntime came, changed or went."""
+        for key in self._engines_of_runtime(name):
+            self._enqueue(key)
+
+    def child(
+        self,
+        kind: str,
+        namespace: str,
+        labels: Mapping[str, str],
+        annotations: Mapping[str, str],
+    ) -> None:
+        """An object of ours came, changed or went."""
+        if Label.ENGINE in labels:
+            self._enqueue((namespace, labels[Label.ENGINE]))
+        elif Annotation.KEY in annotations:
+            log.debug("%s of %s", kind, annotations[Annotation.KEY][:12])
+            self._enqueue(BUILDS)
+            for key in self._queue.engines_of(annotations[Annotation.KEY]):
+                self._enqueue(key)

@@ -1,0 +1,215 @@
+"""The status of an engine: what was observed and decided, as conditions that a person reads.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from llmengine.api.v1alpha1 import EngineState, LLMEngineStatus, ServingStatus, Summary
+from llmengine_operator.conditions import ConditionType, Finding, set_conditions, summary
+from llmengine_operator.observation import Engine, Found, Observation
+from llmengine_operator.plan import Decision, TargetPlan
+from llmengine_operator.reasons import Reason
+from llmengine_operator.resources.deployment import deployment_name
+from llmengine_operator.resources.service import url
+from llmengine_operator.rollout import Rollout, pods_of, rollout
+from llmengine_operator.targets import Problem
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One architecture: what was planned, and how far its Deployment is."""
+
+    plan: TargetPlan
+    rollout: Rollout | None
+
+    @property
+    def failed(self) -> bool:
+        return self.plan.stalled or (self.rollout is not None and self.rollout.stalled)
+
+
+def report(
+    observation: Observation,
+    decision: Decision,
+    *,
+    applied: frozenset[str],
+    refused: Problem | None,
+    now: datetime,
+) -> LLMEngineStatus:
+    """The whole status.
+
+    `applied` names the Deployments written in this pass; `refused` is what the API server said
+    when it would not take an object.
+    """
+    engine = observation.engine
+    problem = refused or decision.problem
+    if not decision.plans:
+        return _without_plans(observation, decision, problem, now)
+    parts = [_part(plan, observation, applied) for plan in decision.plans]
+    serving = [_serving_row(part) for part in parts if part.plan.serving is not None]
+    cached = sum(part.plan.row.state is EngineState.CACHED for part in parts)
+    findings = [
+        *_ready(engine, parts, problem),
+        _available(serving),
+        _built(parts),
+    ]
+    return _status(observation, decision, findings, now).model_copy(
+        update={
+            "summary": Summary(engines=f"{cached}/{len(parts)}", replicas=_replicas(serving)),
+            "engines": [part.plan.row for part in parts],
+            "serving": serving,
+        }
+    )
+
+
+def _without_plans(
+    observation: Observation, decision: Decision, problem: Problem | None, now: datetime
+) -> LLMEngineStatus:
+    """Nothing could be planned: rows and servers stay as they were last seen."""
+    engine = observation.engine
+    if problem is None:
+        raise ValueError("a decision without plans has a problem")
+    ready = Finding(ConditionType.READY, None, problem.reason, problem.message)
+    findings = [
+        *summary(
+            stalled=ready if problem.stalled else None,
+            reconciling=None if problem.stalled else ready,
+            done=ready,
+        ),
+        _available(engine.status.serving),
+        Finding(ConditionType.ENGINES_BUILT, None, problem.reason, problem.message),
+    ]
+    return _status(observation, decision, findings, now).model_copy(
+        update={
+            "summary": engine.status.summary,
+            "engines": list(engine.status.engines),
+            "serving": list(engine.status.serving),
+        }
+    )
+
+
+def _status(
+    observation: Observation, decision: Decision, findings: Sequence[Finding], now: datetime
+) -> LLMEngineStatus:
+    engine = observation.engine
+    return LLMEngineStatus(
+        observed_generation=engine.generation,
+        last_handled_request=decision.handled_request,
+        url=url(engine),
+        conditions=set_conditions(engine.status.conditions, findings, engine.generation, now),
+    )
+
+
+def _part(plan: TargetPlan, observation: Observation, applied: frozenset[str]) -> _Part:
+    if plan.serving is None:
+        return _Part(plan, None)
+    architecture = plan.target.architecture
+    name = deployment_name(observation.engine.name, architecture)
+    child = observation.children.get(("Deployment", name))
+    return _Part(
+        plan,
+        rollout(
+            child.value if isinstance(child, Found) else None,
+            pods_of(observation.pods, architecture.slug),
+            plan.serving.key,
+            just_applied=name in applied,
+        ),
+    )
+
+
+def _serving_row(part: _Part) -> ServingStatus:
+    if part.plan.serving is None or part.rollout is None:
+        raise ValueError("only what serves has a row")
+    return part.plan.serving.model_copy(
+        update={"replicas": part.rollout.replicas, "ready_replicas": part.rollout.ready}
+    )
+
+
+def _deciding(parts: Sequence[_Part]) -> Sequence[_Part]:
+    """The architectures that Ready speaks of: the required ones; unset, those that can succeed."""
+    if any(part.plan.target.required for part in parts):
+        return parts
+    able = [
+        part for part in parts if not part.failed and part.plan.row.state is not EngineState.NO_NODE
+    ]
+    return able or parts
+
+
+def _ready(engine: Engine, parts: Sequence[_Part], problem: Problem | None) -> list[Finding]:
+    deciding = _deciding(parts)
+    stalled = next((_trouble(part) for part in deciding if part.failed), None)
+    work = next((f for part in deciding if (f := _work(part)) is not None), None)
+    if problem is not None and problem.stalled:
+        stalled = Finding(ConditionType.READY, False, problem.reason, problem.message)
+    if problem is not None and problem.reason == Reason.SUSPENDED and (stalled or work):
+        # Suspended is neither work nor trouble: nobody reconciles, as the user asked.
+        return [Finding(ConditionType.READY, None, problem.reason, problem.message)]
+    if problem is not None and not problem.stalled and problem.reason != Reason.SUSPENDED:
+        work = Finding(ConditionType.READY, None, problem.reason, problem.message)
+    return summary(stalled=stalled, reconciling=work, done=_done(engine, parts))
+
+
+def _done(engine: Engine, parts: Sequence[_Part]) -> Finding:
+    pods = sum(part.rollout.ready for part in parts if part.rollout)
+    if pods == 0:
+        return Finding(
+            ConditionType.READY, True, Reason.SCALED_TO_ZERO, "the engine is kept; no pod is wanted"
+        )
+    return Finding(ConditionType.READY, True, Reason.SERVING, f"{pods} pods serve at {url(engine)}")
+
+
+def _trouble(part: _Part) -> Finding:
+    row = part.plan.row
+    if part.plan.stalled:
+        return _finding(part, row.reason, row.message)
+    if part.rollout is None:
+        raise ValueError("an architecture fails by its build or by its rollout")
+    return _finding(part, part.rollout.reason, part.rollout.message)
+
+
+def _work(part: _Part) -> Finding | None:
+    row = part.plan.row
+    if not part.plan.current and not part.plan.image_waits:
+        message = row.message
+        if row.progress is not None:
+            message = f"{row.progress.phase} {row.progress.percent} %"
+        return _finding(part, row.reason, message)
+    if part.plan.image_waits:
+        return _finding(
+            part, Reason.WAITING_FOR_ROLLOUT, "the runtime's new image waits for its turn"
+        )
+    if part.rollout is not None and not part.rollout.complete:
+        return _finding(part, part.rollout.reason, part.rollout.message)
+    return None
+
+
+def _finding(part: _Part, reason: str, message: str) -> Finding:
+    place = str(part.plan.target.architecture)
+    return Finding(ConditionType.READY, None, reason, f"{place}: {message}" if message else place)
+
+
+def _available(serving: Sequence[ServingStatus]) -> Finding:
+    ready = sum(row.ready_replicas for row in serving)
+    if ready:
+        return Finding(ConditionType.AVAILABLE, True, Reason.SERVING, f"{ready} pods answer")
+    return Finding(ConditionType.AVAILABLE, False, Reason.NO_POD_READY, "no pod answers")
+
+
+def _built(parts: Sequence[_Part]) -> Finding:
+    missing = [part for part in parts if part.plan.row.state is not EngineState.CACHED]
+    if not missing:
+        return Finding(ConditionType.ENGINES_BUILT, True, Reason.CACHED)
+    failed = [part for part in missing if part.plan.stalled]
+    part = (failed or missing)[0]
+    shown = _finding(part, part.plan.row.reason, part.plan.row.message)
+    return Finding(
+        ConditionType.ENGINES_BUILT, False if failed else None, shown.reason, shown.message
+    )
+
+
+def _replicas(serving: Sequence[ServingStatus]) -> str:
+    return f"{sum(row.ready_replicas for row in serving)}/{sum(row.replicas for row in serving)}"

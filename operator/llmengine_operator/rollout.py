@@ -1,0 +1,83 @@
+"""How far a Deployment is with what it was last told to serve. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmengine_operator.labels import Annotation, Label
+from llmengine_operator.observation import KubeObject
+from llmengine_operator.pods import is_ready, newest, trouble
+from llmengine_operator.reasons import Reason
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """`complete`: all wanted pods are of the newest template and available.
+
+    `stalled`: the reason will not go away by waiting.
+    """
+
+    complete: bool
+    reason: str
+    message: str = ""
+    stalled: bool = False
+    replicas: int = 0
+    ready: int = 0
+
+
+def rollout(
+    deployment: KubeObject | None, pods: Sequence[KubeObject], key: str, *, just_applied: bool
+) -> Rollout:
+    """`pods` are the Deployment's; `key` is what it ought to serve.
+
+    A Deployment that was written in this pass is never complete: what was read is older.
+    """
+    if deployment is None:
+        return Rollout(False, Reason.ROLLING_OUT, "the Deployment is being made", replicas=1)
+    spec, status = deployment["spec"], deployment.get("status", {})
+    wanted = spec.get("replicas", 1)
+    ready = min(sum(is_ready(pod) for pod in pods), wanted) if pods else 0
+    served = deployment["metadata"].get("annotations", {}).get(Annotation.KEY)
+    seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    updated = status.get("updatedReplicas", 0)
+    complete = (
+        not just_applied
+        and seen
+        and served == key
+        and updated == wanted
+        and status.get("replicas", 0) == wanted
+        and status.get("availableReplicas", 0) == wanted
+    )
+    if complete:
+        return Rollout(True, Reason.SERVING, replicas=wanted, ready=wanted)
+    reason, message, stalled = _why(deployment, pods, key)
+    text = message or f"{updated} of {wanted} pods are of the newest template, {ready} are ready"
+    return Rollout(False, reason, text, stalled=stalled, replicas=wanted, ready=ready)
+
+
+# What waiting does not mend. A pod that cannot be scheduled or pulled may be, once a node or a
+# registry is back; the Deployment's own progress deadline decides about those.
+_HOPELESS = frozenset({Reason.FETCH_FAILED, Reason.CONTAINER_CONFIG_INVALID})
+
+
+def _why(deployment: KubeObject, pods: Sequence[KubeObject], key: str) -> tuple[str, str, bool]:
+    current = [p for p in pods if p["metadata"].get("annotations", {}).get(Annotation.KEY) == key]
+    pod = newest([p for p in current if not is_ready(p)])
+    reason, message = trouble(pod) if pod is not None else ("", "")
+    if pod is not None and message:
+        message = f"pod {pod['metadata']['name']}: {message}"
+    overdue = any(
+        condition["type"] == "Progressing"
+        and condition["status"] == "False"
+        and condition.get("reason") == "ProgressDeadlineExceeded"
+        for condition in deployment.get("status", {}).get("conditions", [])
+    )
+    if overdue:
+        return reason or Reason.ROLLOUT_FAILED, message or "its pods do not get ready", True
+    return reason or Reason.ROLLING_OUT, message, reason in _HOPELESS
+
+
+def pods_of(pods: Sequence[KubeObject], slug: str) -> list[KubeObject]:
+    """The server pods of one architecture."""
+    return [p for p in pods if p["metadata"].get("labels", {}).get(Label.ARCHITECTURE) == slug]
