@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Builds the Go programs that the tests run, each from a pinned module of its own, and never twice.
 
-`build.py NAME...` prints the paths of the binaries; a cached one is used when version, sources, flags
-and compiler are the same.
+`build.py NAME...` prints the paths of the binaries; a cached one is used when version, sources,
+flags and compiler are the same.
 """
 
 from __future__ import annotations
@@ -178,7 +178,12 @@ def _key(tool: Tool) -> str:
     if shutil.which("go") is None:
         raise ToolError("Go is not on PATH: the cluster's programs need Go 1.26 or later")
     go = subprocess.run(
-        ["go", "version"], cwd=tool.folder, env=_environment(), capture_output=True, text=True, check=False
+        ["go", "version"],
+        cwd=tool.folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if go.returncode != 0:
         raise ToolError(f"'go version' failed in {tool.folder}: {go.stderr.strip()}")
@@ -207,7 +212,9 @@ def _locked(file: Path) -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="*", choices=[*TOOLS, []], help=f"of: {', '.join(TOOLS)}; default all")
+    parser.add_argument(
+        "name", nargs="*", choices=[*TOOLS, []], help=f"of: {', '.join(TOOLS)}; default all"
+    )
     names = parser.parse_args().name or list(TOOLS)
     try:
         for binary in build(*names).values():

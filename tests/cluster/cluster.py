@@ -1,0 +1,301 @@
+"""A real Kubernetes cluster on this machine, with a life of its own or that of its caller.
+
+It lives in namespaces and cgroups of its own, and ending it is killing one process. Whatever ended
+the last run, the next up() or down() of the same name first removes what is left of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tests.cluster import components, fake_nodes, processes, startup
+from tests.cluster.api import Api
+from tests.cluster.image_store import ImageStore
+from tests.cluster.images import Image
+from tests.cluster.namespace import Namespace
+from tests.cluster.paths import ClusterError, State
+from tests.cluster.startup import Description, Mode, Report, Running
+from tests.tools import build as tools
+
+_PROGRAMS = ("setpriv", "openssl")
+_NODE_PROGRAMS = ("containerd", "ctr", "runc", "nft", "ip", "unshare", "nsenter")
+_CNI = Path("/usr/lib/cni/bridge")
+
+
+class Cluster:
+    """One local cluster.
+
+    `node` mode has one real node, with real pods, and needs root. `control-plane` mode has none
+    (see fake_nodes()), needs no root, and listens on free ports of loopback. A cluster that is
+    `tied` ends with the thread that calls up(), even if that is killed; others live until down().
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        mode: Mode = "node",
+        fake_gpus: int = 0,
+        node_labels: Mapping[str, str] | None = None,
+        images: Sequence[Image] = (),
+        tied: bool = False,
+        report: Report = lambda step: None,
+    ) -> None:
+        self.state = State(name)
+        self.description = Description(mode, fake_gpus, dict(node_labels or {}))
+        self.images = list(images)
+        self.tied = tied
+        self._report = report
+        self._claim: TextIO | None = None
+
+    @classmethod
+    def attach(cls, name: str) -> Cluster:
+        """The cluster of that name, which runs. Raises ClusterError when it does not."""
+        cluster = cls(name)
+        cluster.description = cluster._running.description
+        return cluster
+
+    @classmethod
+    def claim(cls, prefix: str, **parameters: Any) -> Cluster:
+        """A cluster for this process alone: the first of PREFIX-1, PREFIX-2, ... that is free.
+
+        The claim ends with down(), or with the process.
+        """
+        for number in range(1, 100):
+            cluster = cls(f"{prefix}-{number}", **parameters)
+            cluster.state.claim.parent.mkdir(parents=True, exist_ok=True)
+            claim = cluster.state.claim.open("w")
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                claim.close()
+            else:
+                cluster._claim = claim
+                return cluster
+        raise ClusterError(f"all clusters from {prefix}-1 to {prefix}-99 are in use")
+
+    # Its life.
+
+    def __enter__(self) -> Cluster:
+        self.up()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Starts the cluster and waits until it can be used.
+
+        Raises ClusterError when it is up already, or with the log of what did not come up; then
+        nothing is left running.
+        """
+        self._check_machine()
+        with self._locked():
+            if self.is_up():
+                raise ClusterError(f"cluster {self.name} is up already: end it with 'down' first")
+            self._clear()
+            try:
+                startup.start(
+                    self.state, self.description, self.images, tied=self.tied, report=self._report
+                )
+            except BaseException:
+                self._clear()
+                raise
+
+    def down(self) -> None:
+        """Ends the cluster and removes what it has made, but for images, certificates and logs.
+
+        It need not be up.
+        """
+        with self._locked():
+            self._clear()
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
+    def remove(self) -> None:
+        """Ends the cluster and removes what outlives down() too."""
+        self.down()
+        shutil.rmtree(self.state.root, ignore_errors=True)
+        self.state.lock.unlink(missing_ok=True)
+        self.state.claim.unlink(missing_ok=True)
+
+    def is_up(self) -> bool:
+        return processes.find(self.state) is not None
+
+    # Its parts.
+
+    @property
+    def name(self) -> str:
+        return self.state.name
+
+    @property
+    def mode(self) -> Mode:
+        return self.description.mode
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Of cluster-admin; its server is on the loopback of the cluster's network."""
+        return self.state.kubeconfig
+
+    @property
+    def namespace(self) -> Namespace:
+        """The network in which the cluster is reached: the machine's own where there is no node."""
+        return self._running.namespace
+
+    @property
+    def api(self) -> Api:
+        return self._running.api
+
+    @property
+    def node_ip(self) -> str:
+        """Where pods, and whoever is in the cluster's network, reach servers that run there."""
+        return components.NODE_IP if self.mode == "node" else "127.0.0.1"
+
+    @property
+    def _running(self) -> Running:
+        supervisor = processes.find(self.state)
+        if supervisor is None:
+            raise ClusterError(f"cluster {self.name} is not up")
+        return Running(supervisor, Description.read(self.state))
+
+    def components(self) -> dict[str, int]:
+        """The components that run, with their pids."""
+        running = self._running.supervisor.components()
+        return {name: process.pid for name, process in sorted(running.items())}
+
+    def send_signal(self, component: str, number: int) -> None:
+        """Sends a signal, such as SIGSTOP or SIGCONT, to one component."""
+        self._component(component).signal(number)
+
+    def stop(self, component: str, how: int = signal.SIGKILL, timeout: float = 15) -> None:
+        """Ends one component and waits for its end; nothing starts it again but start()."""
+        process = self._component(component)
+        process.signal(how)
+        if not process.wait(timeout):
+            raise ClusterError(f"{component} has not ended in {timeout:g} s")
+
+    def start(self, component: str) -> None:
+        """Starts a component that does not run; the API server is waited for until it is ready."""
+        running = self._running
+        if component in running.supervisor.components():
+            raise ClusterError(f"{component} runs already")
+        if not (self.state.components / component).exists():
+            raise ClusterError(f"cluster {self.name} has no component {component}")
+        running.supervisor.start(component)
+        running.wait(f"{component} to start", lambda: component in self.components(), 5)
+        if component == "kube-apiserver":
+            running.wait("the API server", running.api.ready, 60, component)
+
+    def add_component(self, name: str, command: Sequence[str]) -> None:
+        """Starts another program in the cluster's network, which ends with the cluster."""
+        processes.write_scripts(self.state, {name: list(command)})
+        self.start(name)
+
+    def restart(self, component: str, how: int = signal.SIGKILL) -> None:
+        self.stop(component, how)
+        self.start(component)
+
+    def log(self, component: str) -> Path:
+        return self.state.logs / f"{component}.log"
+
+    def _component(self, name: str) -> processes.Process:
+        running = self._running.supervisor.components()
+        if name not in running:
+            raise ClusterError(f"{name} does not run; these do: {', '.join(sorted(running))}")
+        return running[name]
+
+    # Its use.
+
+    def environment(self) -> dict[str, str]:
+        """For programs that use the cluster: its kubeconfig, and its kubectl before any other."""
+        return {
+            **os.environ,
+            "KUBECONFIG": str(self.kubeconfig),
+            "PATH": f"{self.state.bin}:{os.environ.get('PATH', os.defpath)}",
+        }
+
+    def command(self, *command: str) -> list[str]:
+        """The command line that runs a program in the cluster's network; it wants environment()."""
+        return self.namespace.command(*command)
+
+    def exec(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs a program in the cluster's network; options are those of subprocess.run."""
+        options = {"text": True, "env": self.environment(), **options}
+        check = options.pop("check", True)
+        return subprocess.run(self.command(*command), check=check, **options)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        """What kubectl prints. Raises ClusterError with its error output when it fails."""
+        done = self.exec(
+            *("kubectl", *arguments), input=stdin, capture_output=True, check=False, timeout=timeout
+        )
+        if done.returncode != 0:
+            raise ClusterError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def apply(self, *documents: str | Mapping[str, Any]) -> None:
+        """Applies manifests: YAML text or objects."""
+        objects = [document for document in documents if not isinstance(document, str)]
+        texts = [document for document in documents if isinstance(document, str)]
+        texts += [json.dumps(document) for document in objects]
+        self.kubectl("apply", "-f", "-", stdin="\n---\n".join(texts))
+
+    def fake_nodes(self, count: int, **parameters: Any) -> list[str]:
+        """Adds nodes that kwok plays (see fake_nodes.add); their names, once they are Ready."""
+        if "kwok" not in self.components():
+            self.add_component("kwok", components.kwok(self.state, tools.path("kwok")))
+        return fake_nodes.add(self.api, count, **{"taint": self.mode == "node", **parameters})
+
+    def load(self, *images: Image) -> None:
+        """Imports images into the running node; the next start forgets them unless given them."""
+        running = self._running
+        present = startup.containerd_client(running, "images", "ls", "-q").split()
+        for image in images:
+            if image.reference not in present:
+                self._report(f"importing {image.reference}")
+                startup.containerd_client(running, "images", "import", str(image.archive))
+
+    def _check_machine(self) -> None:
+        node = self.mode == "node"
+        if node and os.geteuid() != 0:
+            raise ClusterError("a cluster with a node needs root; --mode control-plane does not")
+        search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+        needed = _PROGRAMS + (_NODE_PROGRAMS if node else ())
+        missing = [program for program in needed if shutil.which(program, path=search) is None]
+        if node and not _CNI.exists():
+            missing.append(str(_CNI))
+        if missing:
+            raise ClusterError(
+                f"missing: {', '.join(missing)}: run 'tests/cluster/cluster install'"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.state.lock.parent.mkdir(parents=True, exist_ok=True)
+        with self.state.lock.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _clear(self) -> None:
+        processes.end(self.state, components.cgroup(self.state))
+        shutil.rmtree(self.state.run, ignore_errors=True)
+        if self.state.run.exists():
+            raise ClusterError(f"cannot remove {self.state.run}: is something mounted there?")
+        if self.state.images.exists():
+            ImageStore(self.state.images).reset()

@@ -1,0 +1,81 @@
+"""containerd's store between two runs: it holds images, and nothing of the pods that ran.
+
+The pods of a run leave containers and snapshots, which the next kubelet would have to clear away.
+So the two databases are copied when the images have just been imported, and put back before each
+start.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_DATABASES = (
+    Path("io.containerd.metadata.v1.bolt/meta.db"),
+    Path("io.containerd.snapshotter.v1.overlayfs/metadata.db"),
+)
+_SNAPSHOTS = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
+_OF_PODS = ("io.containerd.grpc.v1.cri", "io.containerd.runtime.v2.task", "tmpmounts")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStore:
+    """The root folder of a containerd that does not run while one of these methods does."""
+
+    root: Path
+
+    @property
+    def _sealed(self) -> Path:
+        return self.root / "sealed"
+
+    def images(self) -> set[str]:
+        """The references that the store holds after reset()."""
+        try:
+            return set(json.loads((self._sealed / "contents.json").read_text())["images"])
+        except FileNotFoundError:
+            return set()
+
+    def reset(self) -> None:
+        """Puts back what seal() has kept, and removes everything else."""
+        contents = self._sealed / "contents.json"
+        if not contents.exists():
+            shutil.rmtree(self.root, ignore_errors=True)
+            return
+        kept = set(json.loads(contents.read_text())["snapshots"])
+        for database in _DATABASES:
+            shutil.copyfile(self._sealed / database.name, self.root / database)
+        # Their numbers will be given again: a folder in the way is an error.
+        for snapshot in (self.root / _SNAPSHOTS).iterdir():
+            if snapshot.name not in kept:
+                shutil.rmtree(snapshot)
+        for name in _OF_PODS:
+            shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def unseal(self) -> None:
+        """To be called before images are imported or removed: now only seal() keeps any."""
+        (self._sealed / "contents.json").unlink(missing_ok=True)
+
+    def seal(self, images: Collection[str]) -> None:
+        self._sealed.mkdir(exist_ok=True)
+        for database in _DATABASES:
+            shutil.copyfile(self.root / database, self._sealed / database.name)
+        contents: Mapping[str, list[str]] = {
+            "images": sorted(images),
+            "snapshots": sorted(folder.name for folder in (self.root / _SNAPSHOTS).iterdir()),
+        }
+        new = self._sealed / "contents.new"
+        new.write_text(json.dumps(contents))
+        new.rename(self._sealed / "contents.json")
+
+
+def superseded(present: Collection[str], wanted: Collection[str]) -> list[str]:
+    """The images that are there in another version than the one that is wanted."""
+    repositories = {reference.rpartition(":")[0] for reference in wanted}
+    return sorted(
+        reference
+        for reference in set(present) - set(wanted)
+        if reference.rpartition(":")[0] in repositories
+    )

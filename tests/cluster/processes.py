@@ -1,0 +1,242 @@
+"""The processes of a cluster, found by what the kernel says of them, never by a name alone."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster.paths import SOURCES, ClusterError, State
+
+COMPONENT_VARIABLE = "LLMENGINE_COMPONENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process, and when it was started (in ticks since boot): pids are used again."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        fields = _stat(pid)
+        return None if fields is None or fields[0] == "Z" else cls(pid, int(fields[19]))
+
+    def alive(self) -> bool:
+        return Process.of(self.pid) == self
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, unless the process has ended."""
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                if self.alive():
+                    signal.pidfd_send_signal(descriptor, number)
+            finally:
+                os.close(descriptor)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended, after at most so many seconds."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            fields = _stat(self.pid)
+            if fields is None or int(fields[19]) != self.started:
+                return True
+            # Not alive(): a zombie may have threads that still hold its ports, and the kernel says
+            # that it has ended when they are gone.
+            return bool(select.select([descriptor], [], [], seconds)[0])
+        finally:
+            os.close(descriptor)
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdecimal()
+        and (fields := _stat(int(entry.name))) is not None
+        and int(fields[1]) == pid
+    ]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """The process that all components of a cluster descend from, and that takes them with it."""
+
+    state: State
+    init: Process
+
+    def components(self) -> dict[str, Process]:
+        """The ones that run."""
+        running = {}
+        for pid in children(self.init.pid):
+            with suppress(OSError):
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                for variable in environment:
+                    name, _, value = variable.decode(errors="replace").partition("=")
+                    if name == COMPONENT_VARIABLE and (process := Process.of(pid)):
+                        running[value] = process
+        return running
+
+    def start(self, component: str) -> None:
+        """Has a component started, whose script write_scripts() has written."""
+        try:
+            pipe = os.open(self.state.control, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise ClusterError(f"cluster {self.state.name} takes no orders: {error}") from None
+        with os.fdopen(pipe, "w") as orders:
+            orders.write(f"{component}\n")
+
+    def on_node(self, *command: str) -> str:
+        """What a command prints that runs on the node: with its files, network and processes."""
+        enter = ["nsenter", f"--target={self.init.pid}", "--mount", "--net", "--pid", "--"]
+        done = subprocess.run([*enter, *command], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ClusterError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        return done.stdout
+
+
+def write_scripts(state: State, commands: dict[str, list[str]]) -> None:
+    state.components.mkdir(exist_ok=True)
+    for name, command in commands.items():
+        script = state.components / name
+        script.write_text(
+            f"#!/bin/sh\nexport {COMPONENT_VARIABLE}={name}\nexec {shlex.join(command)}\n"
+        )
+        script.chmod(0o755)
+
+
+def launch(state: State, cgroup: str | None, *node: str, tied: bool) -> Supervisor:
+    """Starts the supervisor: in a cgroup, as a node (given by name and address), or as it is.
+
+    `tied`: it ends with the calling thread, however that ends.
+    """
+    os.mkfifo(state.control)
+    command = [str(SOURCES / "init.sh"), str(state.root), *node]
+    if cgroup is not None:
+        command = [str(SOURCES / "launch.sh"), cgroup, *command]
+    if tied:
+        command = ["setpriv", "--pdeathsig", "KILL", *command]
+    log = state.logs / "init.log"
+    with log.open("w") as output:
+        launcher = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # an interrupt from the terminal is for the caller alone
+        )
+    _launchers.append(launcher)
+    ready = state.run / "ready"
+    deadline = time.monotonic() + 10
+    while not ready.exists():
+        if launcher.poll() is not None or time.monotonic() > deadline:
+            raise ClusterError(f"the init of cluster {state.name} did not start:\n{tail(log)}")
+        time.sleep(0.02)
+    supervisor = find(state)
+    if supervisor is None:
+        raise ClusterError(f"the init of cluster {state.name} has ended:\n{tail(log)}")
+    return supervisor
+
+
+_launchers: list[subprocess.Popen[bytes]] = []  # to be reaped by end()
+
+
+def find(state: State) -> Supervisor | None:
+    """The supervisor of a cluster, if it runs."""
+    try:
+        pid, started, boot = (state.run / "init").read_text().split()
+    except (FileNotFoundError, ValueError):
+        return None
+    if boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip():
+        return None
+    init = Process(int(pid), int(started))
+    return Supervisor(state, init) if init.alive() else None
+
+
+def end(state: State, cgroup: str) -> None:
+    """Ends every process of a cluster, of whatever run, and removes its cgroups.
+
+    Nothing is asked to end by itself: a graceful API server takes 10 s, and its state is not kept.
+    """
+    if supervisor := find(state):
+        components = supervisor.components()
+        for process in (supervisor.init, *components.values()):
+            process.signal(signal.SIGKILL)
+        for process in (supervisor.init, *components.values()):
+            process.wait(5)
+    folders = _cgroup_folders(cgroup)
+    deadline = time.monotonic() + 10
+    while members := {pid for folder in folders for pid in _members(folder)}:
+        for pid in members:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise ClusterError(f"processes of cluster {state.name} do not end: {sorted(members)}")
+        time.sleep(0.02)
+    for folder in folders:
+        _remove_cgroup(folder, deadline)
+    _launchers[:] = [launcher for launcher in _launchers if launcher.poll() is None]
+
+
+def _cgroup_folders(cgroup: str) -> list[Path]:
+    """A cluster's folder in each hierarchy that has one."""
+    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    folders = [Path(fields[1]) / cgroup for fields in mounts if fields[2] in ("cgroup", "cgroup2")]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _members(folder: Path) -> list[int]:
+    pids: list[int] = []
+    for file in folder.rglob("cgroup.procs"):
+        with suppress(OSError):  # gone meanwhile
+            pids += map(int, file.read_text().split())
+    return pids
+
+
+def _remove_cgroup(folder: Path, deadline: float) -> None:
+    for below in sorted(folder.rglob("*/"), reverse=True):  # the deepest first
+        if below.is_dir():
+            _remove_folder(below, deadline)
+    _remove_folder(folder, deadline)
+
+
+def _remove_folder(folder: Path, deadline: float) -> None:
+    while True:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:  # busy until the kernel has buried the last process
+            if time.monotonic() > deadline:
+                raise ClusterError(f"cannot remove the cgroup {folder}: {error}") from None
+            time.sleep(0.02)
+        else:
+            return
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log, for an error message."""
+    try:
+        text = log.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return f"(no log {log})"
+    return "\n".join([f"the end of {log}:", *text[-lines:]])
