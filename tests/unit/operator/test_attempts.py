@@ -1,0 +1,186 @@
+"""Build Jobs and their pods, read as reasons that a person understands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmengine_operator.attempts import read_attempt
+from llmengine_operator.observation import AttemptState, Verdict
+from tests.unit.operator.world import NOW
+
+
+def job(*, age: str = "2026-11-24T11:59:50Z", **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "namespace": "builds",
+            "name": "build-a-2",
+            "uid": "u",
+            "creationTimestamp": age,
+            "annotations": {
+                "llmengine.io/engine-key": "a" * 64,
+                "llmengine.io/engine-architecture": "amd64",
+                "llmengine.io/attempt": "2",
+                "llmengine.io/tries-left": "1",
+                "llmengine.io/build-options": "one",
+            },
+        },
+        "status": status,
+    }
+
+
+FAILED = {
+    "conditions": [
+        {
+            "type": "Failed",
+            "status": "True",
+            "reason": "BackoffLimitExceeded",
+            "message": "Job has reached the specified backoff limit",
+            "lastTransitionTime": "2026-11-24T11:59:59Z",
+        }
+    ]
+}
+
+
+def pod(state: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    containers = [{"name": "build", "image": "engine:v1", "state": state}] if state else []
+    return {
+        "metadata": {"name": "p", "creationTimestamp": "2026-11-24T11:59:51Z"},
+        "spec": {
+            "activeDeadlineSeconds": 7200,
+            "containers": [{"resources": {"limits": {"memory": "1Gi"}}}],
+        },
+        "status": {"containerStatuses": containers, **status},
+    }
+
+
+def ended(code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+
+
+def words(reason: str) -> str:
+    return f'{{"reason":"{reason}","message":"what happened"}}'
+
+
+@pytest.mark.parametrize(
+    ("the_pod", "reason", "verdict", "text"),
+    [
+        pytest.param(
+            pod(ended(10, words("ModelInvalid"))),
+            "ModelInvalid",
+            Verdict.FINAL,
+            "what happened",
+            id="bad input is final",
+        ),
+        pytest.param(
+            pod(ended(10, words("ModelAccessDenied"))),
+            "ModelAccessDenied",
+            Verdict.ENVIRONMENT,
+            "what happened",
+            id="a token that may not read is looked at hourly",
+        ),
+        pytest.param(
+            pod(ended(20, words("StoreUnreachable"))),
+            "StoreUnreachable",
+            Verdict.RETRY,
+            "what happened",
+            id="the network is tried again",
+        ),
+        pytest.param(
+            pod(ended(12, words("VerificationFailed"))),
+            "VerificationFailed",
+            Verdict.FINAL,
+            "what happened",
+            id="a wrong engine is final",
+        ),
+        pytest.param(
+            pod(ended(1, "Traceback")),
+            "BuildFailed",
+            Verdict.RETRY,
+            "exit code 1",
+            id="a bug is tried again",
+        ),
+        pytest.param(
+            pod(ended(137, reason="OOMKilled")),
+            "BuildOutOfMemory",
+            Verdict.FINAL,
+            "its limit (1Gi): raise spec.build.resources.limits.memory",
+            id="out of memory names the field to raise",
+        ),
+        pytest.param(
+            pod(ended(143), reason="DeadlineExceeded"),
+            "BuildDeadlineExceeded",
+            Verdict.FINAL,
+            "longer than 7200 s: raise spec.build.activeDeadlineSeconds",
+            id="the deadline names the field to raise",
+        ),
+        pytest.param(
+            pod(ended(137), reason="Evicted", message="low on ephemeral-storage"),
+            "BuildEvicted",
+            Verdict.RETRY,
+            "low on ephemeral-storage",
+            id="an eviction is tried again",
+        ),
+        pytest.param(
+            None, "BuildLost", Verdict.RETRY, "backoff limit", id="a pod that is gone says nothing"
+        ),
+    ],
+)
+def test_how_a_failed_build_is_read(
+    the_pod: dict[str, Any] | None, reason: str, verdict: Verdict, text: str
+) -> None:
+    attempt = read_attempt(job(**FAILED), [the_pod] if the_pod else [], [], NOW)
+    assert attempt.state is AttemptState.FAILED
+    assert (attempt.reason, attempt.verdict) == (reason, verdict)
+    assert text in attempt.message
+    assert (attempt.number, attempt.tries_left, attempt.options) == (2, 1, "one")
+
+
+@pytest.mark.parametrize(
+    ("the_pod", "reason", "text"),
+    [
+        pytest.param(
+            pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]),
+            "Unschedulable",
+            "0/1 nodes",
+            id="no node has room",
+        ),
+        pytest.param(
+            pod({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off"}}),
+            "ImagePullFailed",
+            "engine:v1: Back-off",
+            id="the image cannot be pulled",
+        ),
+        pytest.param(
+            pod({"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "x"'}}),
+            "ContainerConfigInvalid",
+            'secret "x"',
+            id="a Secret is missing",
+        ),
+        pytest.param(
+            pod({"waiting": {"reason": "ContainerCreating"}}),
+            "BuildPending",
+            "",
+            id="it is about to start",
+        ),
+    ],
+)
+def test_why_a_build_does_not_start(the_pod: dict[str, Any], reason: str, text: str) -> None:
+    attempt = read_attempt(job(), [the_pod], [], NOW)
+    assert attempt.state is AttemptState.WAITING
+    assert (attempt.reason, attempt.message) == (reason, text)
+
+
+def test_a_job_without_a_pod_shows_what_its_quota_says() -> None:
+    event = {"note": "pods is forbidden: exceeded quota: small"}
+    attempt = read_attempt(job(age="2026-11-24T11:59:00Z"), [], [event], NOW)
+    assert attempt.reason == "QuotaExceeded"
+    assert attempt.blocked
+
+
+def test_the_newest_pod_of_a_drained_node_counts() -> None:
+    old = pod(ended(137))
+    new = pod({"running": {}})
+    new["metadata"]["creationTimestamp"] = "2026-11-24T11:59:55Z"
+    assert read_attempt(job(), [new, old], [], NOW).state is AttemptState.RUNNING

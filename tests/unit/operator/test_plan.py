@@ -1,0 +1,435 @@
+"""What is planned for one engine, and what its status says of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from llmengine.api.v1alpha1 import LLMEngineStatus
+from llmengine_operator.conditions import ConditionType, find
+from llmengine_operator.labels import MANAGED, Label
+from llmengine_operator.observation import (
+    AttemptState,
+    Found,
+    NotFound,
+    Taint,
+    Unreadable,
+    Verdict,
+)
+from llmengine_operator.plan import ApplyDeployment, Delete, Scale
+from llmengine_operator.report import report
+from tests.unit.operator.world import NOW, World, as_observed, make_node, make_runtime, server_pod
+
+
+def status_of(world: World, *, applied: frozenset[str] = frozenset()) -> LLMEngineStatus:
+    return report(world.observation, world.decide(), applied=applied, refused=None, now=NOW)
+
+
+def conditions(status: LLMEngineStatus) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in status.conditions}
+
+
+def message(status: LLMEngineStatus, type_: ConditionType = ConditionType.READY) -> str:
+    found = find(status.conditions, type_)
+    assert found is not None
+    return found.message
+
+
+def deployment_of(world: World) -> ApplyDeployment:
+    return next(a for a in world.decide().actions if isinstance(a, ApplyDeployment))
+
+
+def kinds(world: World) -> list[str]:
+    return [a.object["kind"] for a in world.decide().actions if hasattr(a, "object")]
+
+
+def test_an_engine_that_nobody_built_wishes_for_one_build_and_is_not_ready_yet() -> None:
+    world = World()
+    decision = world.decide()
+    assert [wish.order.target.key for wish in decision.wishes] == [world.target.key]
+    assert decision.wishes[0].first
+    assert conditions(status_of(world)) == {
+        "Ready": ("Unknown", "BuildQueued"),
+        "Reconciling": ("True", "BuildQueued"),
+        "Available": ("False", "NoPodReady"),
+        "EnginesBuilt": ("Unknown", "BuildQueued"),
+    }
+
+
+def test_services_stand_before_there_is_anything_to_serve() -> None:
+    assert kinds(World()) == ["Service", "Service"]
+
+
+def test_a_cached_engine_is_served_without_a_build() -> None:
+    world = World().cached()
+    assert world.decide().wishes == ()
+    assert kinds(world) == ["Deployment", "Service", "Service", "Service"]
+    assert conditions(status_of(world))["Ready"] == ("Unknown", "RollingOut")
+
+
+def test_the_deployment_pins_the_manifest_and_never_says_replicas() -> None:
+    world = World().cached()
+    stored = world.observation.manifests[world.target.key]
+    assert isinstance(stored, Found)
+    obj = deployment_of(world).object
+    assert "replicas" not in obj["spec"]
+    fetch = obj["spec"]["template"]["spec"]["initContainers"][0]
+    request = next(e["value"] for e in fetch["env"] if e["name"] == "LLMENGINE_SERVE_REQUEST")
+    assert stored.value.digest in request
+
+
+def test_an_engine_whose_pods_are_ready_is_ready_and_nothing_else() -> None:
+    status = status_of(World().cached().serving())
+    assert conditions(status) == {
+        "Ready": ("True", "Serving"),
+        "Available": ("True", "Serving"),
+        "EnginesBuilt": ("True", "Cached"),
+    }
+    assert status.summary is not None
+    assert (status.summary.engines, status.summary.replicas) == ("1/1", "1/1")
+    assert status.url == "http://chat.team.svc:8000"
+
+
+def test_a_deployment_written_in_this_pass_is_not_ready_whatever_was_read_before() -> None:
+    status = status_of(World().cached().serving(), applied=frozenset({"chat-amd64"}))
+    assert conditions(status)["Ready"] == ("Unknown", "RollingOut")
+
+
+def test_an_edited_model_is_built_while_the_old_one_serves() -> None:
+    world = World().cached().serving()
+    old = world.target.key
+    world.with_spec(model={"uri": "s3://models/smollm2", "revision": "v2"})
+    decision = world.decide()
+    assert not decision.wishes[0].first
+    served = decision.plans[0].serving
+    assert served is not None
+    assert served.key == old
+    status = status_of(world)
+    assert status.engines[0].changed == ["model.revision: v1 -> v2"]
+    assert conditions(status)["Available"] == ("True", "Serving")
+    assert conditions(status)["Ready"] == ("Unknown", "BuildQueued")
+
+
+def test_a_lost_deployment_is_made_again_with_the_old_engine() -> None:
+    world = World().cached().serving()
+    old = world.target.key
+    world.with_spec(model={"uri": "s3://models/smollm2", "revision": "v2"})
+    world.but(children={}, pods=())
+    template = deployment_of(world).object["spec"]["template"]
+    assert template["metadata"]["annotations"]["llmengine.io/engine-key"] == old
+
+
+def test_edits_of_serving_apply_at_once_while_a_build_runs() -> None:
+    world = World().cached().serving()
+    world.with_spec(
+        model={"uri": "s3://models/smollm2", "revision": "v2"},
+        serving={"terminationGracePeriodSeconds": 90},
+    )
+    pod = deployment_of(world).object["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 90
+
+
+def test_a_build_that_is_done_switches_the_deployment() -> None:
+    world = World().cached().serving()
+    world.with_spec(model={"uri": "s3://models/smollm2", "revision": "v2"}).cached()
+    template = deployment_of(world).object["spec"]["template"]
+    assert template["metadata"]["annotations"]["llmengine.io/engine-key"] == world.target.key
+    assert conditions(status_of(world))["Ready"] == ("Unknown", "RollingOut")
+
+
+def test_an_unreadable_store_starts_no_build_and_stops_no_pod() -> None:
+    world = World().cached().serving()
+    old = world.target.key
+    world.with_spec(model={"uri": "s3://models/smollm2", "revision": "v2"})
+    world.but(
+        manifests={
+            world.target.key: Unreadable("StoreUnreachable", "no answer from http://s3.test"),
+            old: Unreadable("StoreUnreachable", "no answer from http://s3.test"),
+        }
+    )
+    decision = world.decide()
+    assert decision.wishes == ()
+    assert not [a for a in decision.actions if isinstance(a, Delete)]
+    status = status_of(world)
+    assert conditions(status)["Ready"] == ("Unknown", "StoreUnreachable")
+    assert conditions(status)["Available"] == ("True", "Serving")
+    assert "no answer from http://s3.test" in message(status)
+
+
+def test_a_store_that_must_not_be_built_into_says_so() -> None:
+    world = World().but(unsafe_store="the store ignores If-None-Match")
+    assert world.decide().wishes == ()
+    assert conditions(status_of(world))["Stalled"] == ("True", "StoreUnsafe")
+
+
+def test_a_runtime_that_is_missing_is_named() -> None:
+    world = World().but(runtime=NotFound())
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "RuntimeNotFound")
+    assert '"onnxruntime-1.32.0"' in message(status)
+
+
+def test_a_runtime_that_is_missing_leaves_what_serves_alone() -> None:
+    world = World().cached().serving().but(runtime=NotFound())
+    assert world.decide().actions == ()
+    status = status_of(world)
+    assert conditions(status)["Available"] == ("True", "Serving")
+    assert len(status.serving) == 1
+
+
+def test_a_backend_that_this_release_lacks_is_named() -> None:
+    runtime = make_runtime(backend="tensorrt", version="10.6.0", accelerator="nvidia")
+    world = World(architectures=["sm_90/NVIDIA-H100-80GB-HBM3"]).but(runtime=Found(runtime))
+    world.but(manifests={world.target.key: NotFound()})
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "Unsupported")
+    assert "no backend tensorrt" in message(status)
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        pytest.param({"dtype": "float16"}, "float32", id="half precision on a CPU"),
+        pytest.param({"quantization": {"weights": "int4"}}, "int4 weights", id="quantized weights"),
+        pytest.param({"quantization": {"kvCache": "fp8"}}, "fp8 KV cache", id="quantized cache"),
+        pytest.param({"portability": "ComputeCapability"}, "GPUs", id="a GPU's portability"),
+    ],
+)
+def test_options_that_the_backend_lacks_are_refused_before_a_job_is_spent(
+    engine: dict[str, object], words: str
+) -> None:
+    world = World(engine=engine)
+    assert world.decide().wishes == ()
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "Unsupported")
+    assert words in message(status)
+
+
+def test_a_required_architecture_without_a_node_waits() -> None:
+    world = World(architectures=["arm64"])
+    assert world.decide().wishes == ()
+    assert conditions(status_of(world))["Reconciling"] == ("True", "NoNode")
+
+
+def test_a_tainted_node_counts_only_for_those_who_tolerate_it() -> None:
+    node = make_node(taints=(Taint("gpu", "yes", "NoSchedule"),))
+    world = World().but(nodes=(node,))
+    assert conditions(status_of(world))["Reconciling"] == ("True", "NoNode")
+    world.with_spec(serving={"tolerations": [{"key": "gpu", "operator": "Exists"}]})
+    assert world.decide().wishes
+
+
+def test_a_node_that_is_not_ready_for_a_minute_keeps_its_architecture() -> None:
+    node = make_node(taints=(Taint("node.kubernetes.io/not-ready", "", "NoExecute"),))
+    assert World().but(nodes=(node,)).decide().wishes
+
+
+def test_a_model_with_a_secret_is_built_in_its_own_namespace_and_shared_with_nobody() -> None:
+    shared, private = (
+        World(),
+        World(model={"uri": "s3://models/smollm2", "revision": "v1", "secretName": "mine"}),
+    )
+    assert shared.target.scope.is_cluster
+    assert private.target.scope.namespace == "team"
+    assert private.target.key != shared.target.key
+
+
+def test_a_bucket_outside_the_shared_prefixes_is_scoped() -> None:
+    assert World(model={"uri": "s3://other/m", "revision": "v1"}).target.scope.namespace == "team"
+
+
+def test_a_claim_that_is_missing_is_named() -> None:
+    world = World(model={"uri": "pvc://weights/llama", "revision": "v1"}).but(claim=NotFound())
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "ClaimNotFound")
+    assert "PersistentVolumeClaim weights in namespace team" in message(status)
+
+
+def test_another_claim_of_the_same_name_is_another_engine() -> None:
+    world = World(model={"uri": "pvc://weights/llama", "revision": "v1"})
+    first = world.but(claim=Found("uid-1")).target.key
+    assert world.but(claim=Found("uid-2")).target.key != first
+
+
+def test_suspended_means_no_build_and_no_write() -> None:
+    world = World(suspend=True)
+    decision = world.decide()
+    assert (decision.wishes, decision.actions) == ((), ())
+    assert conditions(status_of(world))["Ready"] == ("Unknown", "Suspended")
+    assert "Reconciling" not in conditions(status_of(world))
+
+
+def test_a_suspended_engine_that_serves_in_full_stays_ready() -> None:
+    world = World().cached().serving().with_spec(suspend=True)
+    assert conditions(status_of(world))["Ready"] == ("True", "Serving")
+
+
+def test_scaled_to_zero_is_ready_with_the_engine_kept() -> None:
+    world = World(serving={"replicas": 0}).cached().serving(ready=0, replicas=0)
+    assert conditions(status_of(world))["Ready"] == ("True", "ScaledToZero")
+    assert conditions(status_of(world))["Available"] == ("False", "NoPodReady")
+
+
+def test_replicas_are_changed_through_scale() -> None:
+    world = World(serving={"replicas": 3}).cached().serving()
+    scales = [a for a in world.decide().actions if isinstance(a, Scale)]
+    assert scales == [Scale("team", "chat-amd64", 3)]
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        pytest.param({}, id="nothing said"),
+        pytest.param({"autoscaling": {"maxReplicas": 5}}, id="autoscaled"),
+    ],
+)
+def test_replicas_that_an_autoscaler_may_own_are_left_alone(serving: dict[str, object]) -> None:
+    world = World(serving=serving).cached().serving(ready=4, replicas=4)
+    assert not [a for a in world.decide().actions if isinstance(a, Scale)]
+
+
+def test_autoscaling_makes_one_autoscaler_and_its_removal_deletes_it() -> None:
+    world = World(serving={"autoscaling": {"maxReplicas": 5}}).cached()
+    hpa = next(a.object for a in world.decide().actions if a.object["kind"].startswith("Hor"))  # type: ignore[union-attr]
+    observed = {**hpa, "metadata": {**hpa["metadata"], "uid": "uid-hpa"}}
+    world = World().cached().serving()
+    children = {
+        **world.observation.children,
+        ("HorizontalPodAutoscaler", "chat-amd64"): Found(observed),
+    }
+    world.but(children=children)
+    deletes = [a for a in world.decide().actions if isinstance(a, Delete)]
+    assert deletes == [Delete("HorizontalPodAutoscaler", "team", "chat-amd64", "uid-hpa")]
+
+
+def test_an_object_that_is_somebody_elses_is_not_taken_over() -> None:
+    foreign = {"metadata": {"name": "chat", "uid": "x", "labels": {}}, "spec": {}}
+    world = World().but(children={("Service", "chat"): Found(foreign)})
+    assert world.decide().actions == ()
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "NameTaken")
+    assert "Service team/chat exists and does not belong" in message(status)
+
+
+def test_orphans_of_an_engine_of_the_same_name_are_taken_back() -> None:
+    orphan = {
+        "metadata": {"name": "chat", "uid": "x", "labels": {**MANAGED, Label.ENGINE: "chat"}},
+        "spec": {},
+    }
+    world = World().but(children={("Service", "chat"): Found(orphan)})
+    assert "Stalled" not in conditions(status_of(world))
+    assert "Service" in kinds(world)
+
+
+def test_an_image_edit_moves_no_key_and_waits_for_its_turn() -> None:
+    world = World().cached().serving()
+    key = world.target.key
+    world.but(runtime=Found(make_runtime(image="v2")), may_roll_image=False)
+    assert world.target.key == key
+    pod = deployment_of(world).object["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "registry.test/engine:v1"
+    assert conditions(status_of(world))["Ready"] == ("Unknown", "WaitingForRollout")
+
+
+def test_an_image_edit_rolls_when_it_may() -> None:
+    world = World().cached().serving().but(runtime=Found(make_runtime(image="v2")))
+    pod = deployment_of(world).object["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "registry.test/engine:v2"
+
+
+def test_a_failed_build_shows_its_words_and_stalls() -> None:
+    world = World().tried(
+        AttemptState.FAILED,
+        reason="ModelUnsupported",
+        message="architecture GPT2LMHeadModel is not supported",
+        verdict=Verdict.FINAL,
+    )
+    status = status_of(world)
+    assert conditions(status) == {
+        "Ready": ("False", "ModelUnsupported"),
+        "Stalled": ("True", "ModelUnsupported"),
+        "Available": ("False", "NoPodReady"),
+        "EnginesBuilt": ("False", "ModelUnsupported"),
+    }
+    assert message(status) == "amd64: architecture GPT2LMHeadModel is not supported"
+    assert status.engines[0].last_failure_time is not None
+
+
+def test_a_request_is_handled_once_a_job_answers_it() -> None:
+    world = World().tried(AttemptState.FAILED, verdict=Verdict.FINAL)
+    world.with_engine(requested_at="t1")
+    decision = world.decide()
+    assert decision.wishes[0].order.request == "t1"
+    assert decision.handled_request is None
+    world.tried(AttemptState.RUNNING, number=2, request="t1")
+    assert world.decide().handled_request == "t1"
+
+
+def test_a_request_of_an_engine_that_serves_is_handled_at_once() -> None:
+    world = World().cached().serving().with_engine(requested_at="t1")
+    assert world.decide().handled_request == "t1"
+
+
+def test_a_damaged_engine_stalls_with_the_pods_last_words() -> None:
+    world = World().cached()
+    obj = deployment_of(world).object
+    pod = server_pod(obj, ready=False)
+    pod["status"]["initContainerStatuses"] = [
+        {
+            "name": "fetch",
+            "ready": False,
+            "restartCount": 1,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {
+                "terminated": {
+                    "exitCode": 10,
+                    "reason": "Error",
+                    "message": '{"reason":"EngineCorrupted","message":"blob ab12 is damaged"}',
+                }
+            },
+        }
+    ]
+    world.serving()
+    world.but(
+        children={
+            **world.observation.children,
+            ("Deployment", "chat-amd64"): Found(as_observed(obj, ready=0, replicas=1)),
+        },
+        pods=(pod,),
+    )
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "FetchFailed")
+    assert "blob ab12 is damaged" in message(status)
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
+    world = World()
+    first = status_of(world)
+    world.with_engine(status=first)
+    later = report(
+        world.observation,
+        world.decide(),
+        applied=frozenset(),
+        refused=None,
+        now=NOW + timedelta(minutes=1),
+    )
+    assert later.conditions == first.conditions
+
+
+def test_an_unchanged_engine_has_an_unchanged_status() -> None:
+    world = World().cached().serving()
+    world.with_engine(status=status_of(world))
+    assert status_of(world) == world.observation.engine.status
+
+
+def test_an_architecture_taken_off_the_spec_loses_its_deployment() -> None:
+    world = World().cached().serving()
+    world.with_spec(architectures=["arm64"]).but(nodes=(make_node(), make_node("n2", "arm64")))
+    world.but(manifests={**world.observation.manifests, world.target.key: NotFound()})
+    assert "chat-amd64" in {a.name for a in world.decide().actions if isinstance(a, Delete)}
+
+
+def test_status_never_holds_reconciling_and_stalled_together() -> None:
+    for world in (World(), World().cached(), World().but(runtime=NotFound())):
+        assert not {"Reconciling", "Stalled"} <= set(conditions(status_of(world)))
