@@ -30,7 +30,7 @@ def job(*, age: str = "2026-11-24T11:59:50Z", **status: Any) -> dict[str, Any]:
     }
 
 
-FAILED = {
+FAILED: dict[str, Any] = {
     "conditions": [
         {
             "type": "Failed",
