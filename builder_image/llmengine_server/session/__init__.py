@@ -1,6 +1,7 @@
 """A session steps an engine over a batch of slots; the scheduler decides which.
 
-One thread owns a session. Slots 0..n-1 are the live ones; the scheduler keeps them packed.
+One thread owns a session. Slots 0..n-1 are the live ones; the scheduler keeps them packed. A slot
+that was decoded and is left out of a later decode is free: its rows may be dropped.
 """
 
 from __future__ import annotations
@@ -12,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class EngineError(Exception):
+    """An engine that this image cannot serve; the message says what to do."""
+
+
 class RowLogits(Protocol):
-    """The next-token logits of one sequence, without a promise that they are on the host."""
+    """The next-token logits of one sequence, without a promise that they are on the host.
+
+    Valid until the session's next step, which may reuse their memory; `full` is not.
+    """
 
     def argmax(self) -> int:
         """The token with the largest logit; the lowest id where several share it."""
@@ -51,19 +59,23 @@ class Session(Protocol):
         """Run one chunk of a prompt through `slot`, whose first `past` cache rows are valid.
 
         Appends len(tokens) rows to the slot's cache and returns the logits after the last token.
-        Raises ValueError when the chunk or the resulting length is over the session's limits.
+        Raises ValueError when the chunk or the resulting length is over the session's limits, or
+        the slot has fewer than `past` rows.
         """
         ...
 
     def decode(self, tokens: Sequence[int], pasts: Sequence[int]) -> Sequence[RowLogits]:
         """One step of slots 0..len(tokens)-1: `tokens[i]` enters slot i at position `pasts[i]`.
 
-        Appends one row to each of these slots.
+        Appends one row to each of these slots. Raises ValueError as `prefill` does.
         """
         ...
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` cache rows of slot `source` to slot `target`."""
+        """Move the first `length` cache rows of slot `source` to slot `target`.
+
+        `source` is free afterwards.
+        """
         ...
 
     def zero(self, slot: int) -> None:

@@ -1,0 +1,157 @@
+"""Writes ONNX nodes, with weights left where they are: inside the model's own files.
+
+The same calls give the same bytes. Only standard operators of opset 18 are written, so that ONNX
+Runtime and every TensorRT since 10.0 can read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from llmengine.api.v1alpha1 import DType
+from llmengine_builder.errors import BadInputError, UnsupportedError
+from llmengine_builder.safetensors import Checkpoint, StoredTensor
+
+OPSET = 18
+# The first that opset 18's release allows which knows bfloat16 everywhere.
+IR_VERSION = 10
+ONNX_TYPES: Mapping[DType, int] = {
+    DType.FLOAT32: TensorProto.FLOAT,
+    DType.FLOAT16: TensorProto.FLOAT16,
+    DType.BFLOAT16: TensorProto.BFLOAT16,
+}
+_STORED_TYPES: Mapping[str, DType] = {
+    "F32": DType.FLOAT32,
+    "F16": DType.FLOAT16,
+    "BF16": DType.BFLOAT16,
+}
+
+
+class Writer:
+    """Collects nodes and initializers; `dtype` is that of weights and activations.
+
+    Values are named by the caller's `scope`; a name that is used again gets a number.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: DType) -> None:
+        self._checkpoint = checkpoint
+        self.dtype = dtype
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self._names: dict[str, int] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._weights: dict[str, str] = {}
+        self.scope = ""
+
+    @property
+    def consumed(self) -> frozenset[str]:
+        """Names of the tensors that the graph uses."""
+        return frozenset(self._weights)
+
+    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Write one node and return the name of its only output."""
+        name = output or self._unique(operator)
+        self._nodes.append(
+            helper.make_node(operator, list(inputs), [name], name=name, **attributes)
+        )
+        return name
+
+    def constant(self, value: NDArray[Any] | np.generic | list[int] | int) -> str:
+        """A small tensor inside the graph; equal ones are stored once. Integers are int64."""
+        array = np.asarray(value)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._constants[key] = name
+            self._initializers.append(onnx.numpy_helper.from_array(array, name))
+        return self._constants[key]
+
+    def cast(self, value: str, source: DType, target: DType) -> str:
+        """`value`, of dtype `source`, as `target`; no node where they are the same."""
+        if source is target:
+            return value
+        return self.node("Cast", value, to=ONNX_TYPES[target])
+
+    def to_float32(self, value: str) -> str:
+        return self.cast(value, self.dtype, DType.FLOAT32)
+
+    def from_float32(self, value: str) -> str:
+        return self.cast(value, DType.FLOAT32, self.dtype)
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> tuple[str, DType]:
+        """A tensor of the model as its file has it: its name in the graph, and its dtype.
+
+        Raises BadInputError when it is missing or has another shape, UnsupportedError when it
+        has a dtype that no engine computes with.
+        """
+        tensor = self._checkpoint.tensors.get(name)
+        if tensor is None:
+            raise BadInputError(
+                "InvalidModel",
+                f"tensor {name} is missing from {', '.join(self._checkpoint.files[:3])}, though"
+                " config.json calls for it",
+            )
+        if tensor.shape != shape:
+            raise BadInputError(
+                "InvalidModel",
+                f"tensor {name} of {tensor.file} has shape {list(tensor.shape)}, but config.json"
+                f" makes it {list(shape)}",
+            )
+        if tensor.dtype not in _STORED_TYPES:
+            raise UnsupportedError(
+                "UnsupportedDType",
+                f"tensor {name} of {tensor.file} has dtype {tensor.dtype}; supported are"
+                f" {', '.join(_STORED_TYPES)}",
+            )
+        dtype = _STORED_TYPES[tensor.dtype]
+        if name not in self._weights:
+            self._weights[name] = name
+            self._initializers.append(_external(tensor, dtype))
+        return name, dtype
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> str:
+        """A tensor of the model in the graph's dtype."""
+        stored, dtype = self.stored(name, shape)
+        if self._weights[name] == stored and dtype is not self.dtype:
+            self._weights[name] = self.cast(stored, dtype, self.dtype)
+        return self._weights[name]
+
+    def serialize(
+        self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> bytes:
+        """The whole model, without the weights."""
+        graph = helper.make_graph(
+            self._nodes, "decoder", inputs, outputs, initializer=self._initializers
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def _unique(self, operator: str) -> str:
+        base = f"{self.scope}/{operator}" if self.scope else operator
+        number = self._names.get(base, 0)
+        self._names[base] = number + 1
+        return f"{base}_{number}" if number else base
+
+
+def _external(tensor: StoredTensor, dtype: DType) -> onnx.TensorProto:
+    proto = TensorProto(
+        name=tensor.name,
+        data_type=ONNX_TYPES[dtype],
+        dims=tensor.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in (
+        ("location", tensor.file),
+        ("offset", str(tensor.offset)),
+        ("length", str(tensor.length)),
+    ):
+        proto.external_data.add(key=key, value=value)
+    return proto
