@@ -181,12 +181,14 @@ class Watcher:
 
     def _login(self, **_: Any) -> kopf.ConnectionInfo:
         endpoint = self._access.endpoint()
+        scheme, *rest = endpoint.authorization.split(" ", 1)
         return kopf.ConnectionInfo(
             server=endpoint.server,
             ca_path=endpoint.ca_file,
             certificate_path=endpoint.certificate_file,
             private_key_path=endpoint.key_file,
-            token=endpoint.token,
+            scheme=scheme or None,
+            token=rest[0] if rest else None,
             insecure=endpoint.insecure,
             proxy_url=endpoint.proxy,
         )

@@ -15,13 +15,13 @@ _POD_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """How to reach the API server, for a client that is not ours. The token is of this moment."""
+    """How a client that is not ours reaches the API server; the authorization is of this moment."""
 
     server: str
     ca_file: str | None
     certificate_file: str | None
     key_file: str | None
-    token: str | None
+    authorization: str
     insecure: bool
     proxy: str | None
 
@@ -55,10 +55,9 @@ class Access:
 
         Asked for with each request: tokens are rotated, and a pod's is read anew each minute.
         """
-        if self.configuration.username:
-            return self.configuration.get_basic_auth_token() or ""
-        token = self._token()
-        return f"Bearer {token}" if token else ""
+        value = self.configuration.get_api_key_with_prefix("BearerToken", "authorization") or ""
+        scheme, _, credentials = value.strip().partition(" ")
+        return f"{scheme.capitalize()} {credentials.strip()}".strip()
 
     def endpoint(self) -> Endpoint:
         configuration = self.configuration
@@ -70,11 +69,7 @@ class Access:
             ca_file=configuration.ssl_ca_cert,
             certificate_file=configuration.cert_file,
             key_file=configuration.key_file,
-            token=self._token() or None,
+            authorization=self.authorization(),
             insecure=not configuration.verify_ssl,
             proxy=proxy,
         )
-
-    def _token(self) -> str:
-        header = self.configuration.get_api_key_with_prefix("BearerToken", "authorization")
-        return (header or "").partition(" ")[2].strip()

@@ -30,7 +30,13 @@ from llmengine_operator.kube_access import Access
 from llmengine_operator.kube_errors import KubeError
 from llmengine_operator.leader import Leadership, LeaseTiming, LostLeaseError
 from llmengine_operator.metrics import Metrics
-from llmengine_operator.watch_audit import AuditTiming, Delivered, Deliveries, WatchAudit
+from llmengine_operator.watch_audit import (
+    AuditTiming,
+    Delivered,
+    Deliveries,
+    StalledWatchError,
+    WatchAudit,
+)
 from llmengine_operator.workqueue import Workers, WorkQueue
 
 Key: TypeAlias = tuple[str, str]
@@ -107,7 +113,7 @@ class Process:
             self._pass,
             count=config.workers,
             observe=self._observe,
-            broken=lambda error: self._fail(f"a worker broke: {error!r}"),
+            broken=self._broke,
         )
         self._watcher = Watcher(
             access,
@@ -209,17 +215,18 @@ class Process:
         self._set_ultimatum()
         self._stop.set()
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, error: BaseException | None = None) -> None:
         """Ends the process, from any thread. The first reason counts."""
         if self._stop.is_set():
             return
-        log.critical("this process ends: %s", why)
+        log.critical("this process ends: %s", why, exc_info=error)
         self._failure = why
         self._set_ultimatum()
         self._stop.set()
 
     def _broke(self, error: BaseException) -> None:
-        self._fail(f"{error}" or repr(error))
+        foreseen = isinstance(error, StalledWatchError)
+        self._fail(str(error) or repr(error), None if foreseen else error)
 
     def _lost(self, error: BaseException) -> None:
         """There may be another leader by now: no more writes, not even of a pass half done."""

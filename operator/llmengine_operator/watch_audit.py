@@ -168,7 +168,7 @@ class WatchAudit:
         self._namespaces = namespaces
         self._lost = lost
         self._timing = timing
-        self._events_at_loss: dict[Watch, int] = {}
+        self._events_at_loss: dict[Kind, int] = {}
         self._passed = time.monotonic()
 
     @property
@@ -233,11 +233,11 @@ class WatchAudit:
         # A watch that had to list anew (its position was too old) never tells of what was deleted
         # meanwhile: that is a loss to be made good, no stall. Losing twice in silence is one.
         events = self._deliveries.events(kind)
-        if self._events_at_loss.get(rest.watch) == events:
+        if self._events_at_loss.get(kind) == events:
             raise StalledWatchError(
                 f"the watch of {kind.plural} delivers no deletions, nor anything else"
             )
-        self._events_at_loss[rest.watch] = events
+        self._events_at_loss[kind] = events
         objects = self._deliveries.objects(kind)
         lost = {uid: objects[uid] for uid in rest.vanished & objects.keys()}
         self._deliveries.drop(kind, lost)

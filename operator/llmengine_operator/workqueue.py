@@ -249,7 +249,6 @@ class Workers(Generic[Key]):
                     self._queue.done(key)
         except BaseException as error:
             self._broken(error)
-            raise
 
     def _pass(self, key: Key) -> None:
         begin = time.monotonic()
