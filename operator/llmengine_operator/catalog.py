@@ -5,6 +5,7 @@ A manifest never changes, so a hit is believed for a while; a miss is never reme
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -12,8 +13,11 @@ from typing import Protocol
 
 from llmengine.artifact import BuildProgress
 from llmengine.key import Scope
+from llmengine.store import Conditions, StoredManifest, StoreError
 from llmengine_operator.config import ConditionalWrites
 from llmengine_operator.observation import Found, NotFound, Read, StoredEngine, Unreadable
+
+log = logging.getLogger(__name__)
 
 # How long a manifest that was seen is taken to be there still.
 BELIEVED = timedelta(minutes=5)
@@ -21,25 +25,14 @@ BELIEVED = timedelta(minutes=5)
 PROBE_AGAIN = timedelta(seconds=30)
 
 
-class StoreProblemError(Exception):
-    """The store did not answer, or refused: a CamelCase reason and a sentence."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-
 class EngineStore(Protocol):
-    """The operator's view of the store. Methods raise StoreProblemError."""
+    """What the operator needs of `llmengine.store.Store`. Methods raise StoreError."""
 
-    def find(self, key: str, scope: Scope) -> StoredEngine | None: ...
+    def get_manifest(self, key: str, scope: Scope) -> StoredManifest | None: ...
 
-    def progress(self, key: str, scope: Scope) -> BuildProgress | None: ...
+    def get_progress(self, key: str, scope: Scope) -> BuildProgress | None: ...
 
-    def honours_conditions(self) -> bool:
-        """Whether a second conditional write of one key is refused."""
-        ...
+    def probe(self) -> Conditions: ...
 
 
 class Catalog:
@@ -53,7 +46,7 @@ class Catalog:
         self._now = now
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, Scope], tuple[StoredEngine, datetime]] = {}
-        self._honours: bool | None = None
+        self._conditions: Conditions | None = None
         self._probed: datetime | None = None
 
     def find(self, key: str, scope: Scope) -> Read[StoredEngine]:
@@ -64,21 +57,22 @@ class Catalog:
         if stored is not None and seen is not None and now - seen < BELIEVED:
             return Found(stored)
         try:
-            found = self._store.find(key, scope)
-        except StoreProblemError as problem:
-            return Unreadable(problem.reason, problem.message)
+            found = self._store.get_manifest(key, scope)
+        except StoreError as error:
+            return Unreadable(error.reason, error.message)
         with self._lock:
             if found is None:
                 self._seen.pop((key, scope), None)
                 return NotFound()
-            self._seen[key, scope] = found, now
-        return Found(found)
+            stored = StoredEngine(found.manifest, found.digest)
+            self._seen[key, scope] = stored, now
+        return Found(stored)
 
     def progress(self, key: str, scope: Scope) -> BuildProgress | None:
         """How far a build is; None when it has not said, or cannot be read: it is a courtesy."""
         try:
-            return self._store.progress(key, scope)
-        except StoreProblemError:
+            return self._store.get_progress(key, scope)
+        except StoreError:
             return None
 
     def unsafe(self) -> str:
@@ -90,17 +84,19 @@ class Catalog:
         with self._lock:
             now = self._now()
             overdue = self._probed is None or now - self._probed >= PROBE_AGAIN
-            if self._honours is None and overdue:
+            if self._conditions is None and overdue:
                 self._probed = now
                 try:
-                    self._honours = self._store.honours_conditions()
-                except StoreProblemError:
-                    self._honours = None
-            honours = self._honours
-        if honours is not False or self._writes is ConditionalWrites.PREFERRED:
+                    self._conditions = self._store.probe()
+                except StoreError as error:
+                    log.warning("cannot tell whether the store honours If-None-Match: %s", error)
+            conditions = self._conditions
+        if self._writes is ConditionalWrites.PREFERRED:
+            return ""
+        if conditions is None or conditions.honoured:
             return ""
         return (
-            "the store ignores If-None-Match, so two builders could overwrite each other's"
-            " engine: use a store that honours it, or set store.conditionalWrites to Preferred in"
-            " the operator's values if no other cluster writes to this bucket"
+            f"{conditions}, so two builders could replace each other's engine: use a store that"
+            " honours it, or set store.conditionalWrites to Preferred in the operator's values if"
+            " no other cluster writes to this bucket"
         )

@@ -54,9 +54,10 @@ class Reconciler:
     def __init__(
         self,
         kube: Kube,
-        store: EngineStore,
         config: Config,
         enqueue: Callable[[Key], None],
+        *,
+        store: EngineStore,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._kube = kube
