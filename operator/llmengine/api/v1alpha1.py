@@ -234,8 +234,8 @@ class Autoscaling(ApiModel):
         json_schema_extra=rules(
             cel(
                 "!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
-                "='spec.serving.autoscaling.minReplicas (' + string(self.minReplicas) + ') must"
-                " not exceed maxReplicas (' + string(self.maxReplicas) + ')'",
+                # Without the numbers: for string(integer) the API server reckons with no bound.
+                "spec.serving.autoscaling.minReplicas must not exceed maxReplicas",
             )
         )
     )
