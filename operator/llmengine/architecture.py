@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 _CPU = ("amd64", "arm64")
-_GPU = re.compile(r"^sm_(\d{1,2})(\d)(?:/([A-Za-z0-9][A-Za-z0-9_.-]{0,99}))?$")
+_GPU = re.compile(r"sm_([1-9]\d?)(\d)(?:/([A-Za-z0-9][A-Za-z0-9_.-]{0,99}))?")
 _SLUG_WORD = 15
 _SLUG_HASH = 5
 
@@ -16,9 +16,12 @@ class InvalidArchitectureError(ValueError):
     """The text names no architecture."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Architecture:
-    """Exactly one of `cpu` and `compute_capability` is set; `device` only with the latter."""
+    """Exactly one of `cpu` and `compute_capability` is set; `device` only with the latter.
+
+    Sorted by how they are written, CPUs and GPUs together.
+    """
 
     cpu: str | None = None
     compute_capability: tuple[int, int] | None = None
@@ -32,7 +35,7 @@ class Architecture:
         """
         if text in _CPU:
             return cls(cpu=text)
-        if match := _GPU.match(text):
+        if match := _GPU.fullmatch(text):
             major, minor, device = match.groups()
             return cls(compute_capability=(int(major), int(minor)), device=device)
         raise InvalidArchitectureError(
@@ -44,6 +47,9 @@ class Architecture:
             return self.cpu or ""
         name = "sm_{}{}".format(*self.compute_capability)
         return f"{name}/{self.device}" if self.device else name
+
+    def __lt__(self, other: Architecture) -> bool:
+        return str(self) < str(other)
 
     @property
     def is_cpu(self) -> bool:

@@ -9,12 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
-from llmengine.key import CLUSTER, Scope
+from llmengine.key import CLUSTER, Scope, engine_key
 
 LAYOUT_VERSION = "v1"
 CONTRACT = 1
@@ -26,7 +34,11 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class InvalidManifestError(ValueError):
-    """A manifest cannot be read, or speaks a contract that this release does not."""
+    """A manifest cannot be read, or contradicts itself."""
+
+
+class UnsupportedContractError(InvalidManifestError):
+    """A manifest speaks a contract that this release does not."""
 
 
 class Record(BaseModel):
@@ -52,9 +64,19 @@ class File(Record):
     @classmethod
     def _stays_inside(cls, path: str) -> str:
         parts = path.split("/")
-        if not path or path.startswith("/") or any(p in ("", ".", "..") for p in parts):
-            raise ValueError(f'"{path}" leaves the engine\'s folder')
+        if any(part in ("", ".", "..") for part in parts) or not path.isprintable():
+            raise ValueError(f"{path!r} is no path inside the engine's folder")
         return path
+
+    @model_validator(mode="after")
+    def _is_covered(self) -> Self:
+        # A chunk without a digest would be served unverified.
+        if len(self.chunks) != chunk_count(self.size):
+            raise ValueError(
+                f"{self.path} has {self.size} bytes, which {len(self.chunks)} digests of chunks"
+                " do not cover"
+            )
+        return self
 
 
 class ModelFile(Record):
@@ -126,6 +148,15 @@ class Manifest(Record):
     model_files: tuple[ModelFile, ...]
     files: tuple[File, ...]
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if engine_key(self.factors) != self.key:
+            raise ValueError(f"key {self.key} is not that of its factors")
+        paths = [file.path for file in self.files]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise ValueError(f"files are listed twice: {', '.join(twice)}")
+        return self
+
     @property
     def size_bytes(self) -> int:
         return sum(file.size for file in self.files)
@@ -136,17 +167,32 @@ class Manifest(Record):
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Raises InvalidManifestError."""
+        """Raises InvalidManifestError; UnsupportedContractError before anything else is read."""
         try:
-            manifest = cls.model_validate_json(data)
-        except ValueError as error:
-            raise InvalidManifestError(f"the manifest cannot be read: {error}") from error
-        if manifest.contract != CONTRACT:
-            raise InvalidManifestError(
-                f"the manifest of engine {manifest.key[:12]} has contract {manifest.contract};"
-                f" this release reads contract {CONTRACT}"
+            contract = _Contract.model_validate_json(data).contract
+            if contract != CONTRACT:
+                raise UnsupportedContractError(
+                    f"the manifest has contract {contract}, this release reads contract"
+                    f" {CONTRACT}: use the release that wrote it, or a store.prefix of your own"
+                )
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in e['loc']) or 'it'}: {e['msg']}"
+                for e in error.errors()
             )
-        return manifest
+            raise InvalidManifestError(f"the manifest cannot be read: {problems}") from error
+
+
+class _Contract(Record):
+    """What every contract's manifest has, and all that may be read before it is known."""
+
+    contract: int
+
+
+def chunk_count(size: int) -> int:
+    """How many chunks a file of `size` bytes has; none when it is empty."""
+    return -(-size // CHUNK_BYTES)
 
 
 def digest_of(data: bytes) -> str:
@@ -155,7 +201,10 @@ def digest_of(data: bytes) -> str:
 
 
 class BuildProgress(Record):
-    """The progress object of a running build; `heartbeat` is an RFC 3339 time in UTC."""
+    """The progress object of a running build.
+
+    `percent` is that of the phase; `heartbeat` an RFC 3339 time in UTC; `job` NAMESPACE/NAME.
+    """
 
     key: Sha256
     phase: str

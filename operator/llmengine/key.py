@@ -40,6 +40,10 @@ class Scope:
     namespace: str = ""
     claim: str = ""
 
+    def __post_init__(self) -> None:
+        if self.claim and not self.namespace:
+            raise ValueError(f"claim {self.claim} has no namespace")
+
     def __str__(self) -> str:
         return f"{self.namespace}/{self.claim}" if self.claim else self.namespace
 
@@ -129,9 +133,9 @@ def engine_key(factors: Factors) -> str:
     return hashlib.sha256(canonical_json(factors)).hexdigest()
 
 
-def readable_keys(factors: Factors) -> list[str]:
+def readable_keys(factors: Factors, formats: tuple[int, ...] = READABLE_FORMATS) -> list[str]:
     """The keys under which this release may find such an engine, newest format first."""
-    return [engine_key({**factors, "format": format_}) for format_ in READABLE_FORMATS]
+    return [engine_key({**factors, "format": format_}) for format_ in formats]
 
 
 def difference(old: Factors, new: Factors) -> list[str]:

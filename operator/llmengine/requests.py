@@ -48,9 +48,12 @@ class BuildReason(StrEnum):
     WRONG_DEVICE = "WrongDevice"
     STORE_UNREACHABLE = "StoreUnreachable"
     STORE_DENIED = "StoreDenied"
+    STORE_REFUSED = "StoreRefused"
     BUCKET_MISSING = "BucketMissing"
     ENGINE_CORRUPTED = "EngineCorrupted"
     ENGINE_MISSING = "EngineMissing"
+    ENGINE_UNSUPPORTED = "EngineUnsupported"
+    DISK_FULL = "DiskFull"
     REQUEST_INVALID = "RequestInvalid"
     INTERRUPTED = "Interrupted"
     BUG = "Bug"
@@ -68,7 +71,7 @@ class Phase(StrEnum):
 
 
 class S3Endpoint(Record):
-    """An S3 service, without credentials. `ca_pem` is PEM text; empty means the system's CAs."""
+    """An S3 service, without credentials. `ca_pem` is PEM text; empty: the public CAs."""
 
     endpoint: str = ""
     region: str = "us-east-1"
