@@ -26,7 +26,7 @@ _BUNDLE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA
 
 def digest() -> str:
     """Of what decides what the image is, but for the state of the Debian archive."""
-    recipe = (Path(__file__).read_text(), own_certificates())
+    recipe = (SUITE, _options(), own_certificates())
     return hashlib.sha256(repr(recipe).encode()).hexdigest()
 
 
@@ -35,22 +35,32 @@ def make_root(archive: Path) -> None:
     if shutil.which("mmdebstrap") is None:
         raise ClusterError("mmdebstrap is not installed: run 'tests/cluster/cluster install'")
     with tempfile.TemporaryDirectory() as folder:
-        hooks = []
+        certificates = []
         for number, certificate in enumerate(own_certificates()):
             file = Path(folder) / f"host-{number}.crt"
             file.write_text(certificate)
-            hooks += ["--customize-hook", f"copy-in {file} /usr/local/share/ca-certificates"]
-        points = " ".join(f'"$1{point}"' for point in MOUNT_POINTS)
-        hooks += ["--customize-hook", f"mkdir -p {points}"]
-        hooks += ["--customize-hook", 'chroot "$1" update-ca-certificates']
-        # mmdebstrap leaves this machine's: it is needed until here only.
-        hooks += ["--customize-hook", ': >"$1/etc/resolv.conf"; : >"$1/etc/hostname"']
-        left_out = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT]
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", *left_out, *hooks]
-        command += [f"--include={','.join(PACKAGES)}", SUITE, str(archive), *_debian_sources()]
+            copy = f"copy-in {file} /usr/local/share/ca-certificates"
+            certificates.append(f"--customize-hook={copy}")
+        command = ["mmdebstrap", "--quiet", *certificates, *_options()]
+        command += [SUITE, str(archive), *_debian_sources()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ClusterError(f"mmdebstrap failed:\n{done.stderr[-3000:].rstrip()}")
+
+
+def _options() -> list[str]:
+    points = " ".join(f'"$1{point}"' for point in MOUNT_POINTS)
+    hooks = [
+        f"mkdir -p {points}",
+        'chroot "$1" update-ca-certificates',
+        # mmdebstrap leaves this machine's: they are needed until here only.
+        ': >"$1/etc/resolv.conf"; : >"$1/etc/hostname"',
+    ]
+    return [
+        *("--variant=minbase", f"--include={','.join(PACKAGES)}"),
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT),
+        *(f"--customize-hook={hook}" for hook in hooks),
+    ]
 
 
 def own_certificates() -> list[str]:

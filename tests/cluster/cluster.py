@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from tests.cluster import components, fake_nodes, processes, startup
 from tests.cluster.api import Api
+from tests.cluster.containerd import Containerd
 from tests.cluster.image_store import ImageStore
 from tests.cluster.images import Image
 from tests.cluster.namespace import Namespace
@@ -136,7 +137,7 @@ class Cluster:
         self.state.claim.unlink(missing_ok=True)
 
     def is_up(self) -> bool:
-        return processes.find(self.state) is not None
+        return self.state.complete.exists() and processes.find(self.state) is not None
 
     # Its parts.
 
@@ -170,8 +171,8 @@ class Cluster:
     @property
     def _running(self) -> Running:
         supervisor = processes.find(self.state)
-        if supervisor is None:
-            raise ClusterError(f"cluster {self.name} is not up")
+        if supervisor is None or not self.is_up():
+            raise ClusterError(f"cluster {self.name} is not up: start it with 'cluster up'")
         return Running(supervisor, Description.read(self.state))
 
     def components(self) -> dict[str, int]:
@@ -264,12 +265,12 @@ class Cluster:
 
     def load(self, *images: Image) -> None:
         """Imports images into the running node; the next start forgets them unless given them."""
-        running = self._running
-        present = startup.containerd_client(running, "images", "ls", "-q").split()
+        containerd = Containerd(self._running.supervisor)
+        present = containerd.images()
         for image in images:
             if image.reference not in present:
                 self._report(f"importing {image.reference}")
-                startup.containerd_client(running, "images", "import", str(image.archive))
+                containerd.load(image.reference, image.archive)
 
     def _check_machine(self) -> None:
         node = self.mode == "node"

@@ -74,6 +74,11 @@ class State:
         return self.run / "cluster.json"
 
     @property
+    def complete(self) -> Path:
+        """There once the cluster can be used: a start that was killed leaves a run without it."""
+        return self.run / "complete"
+
+    @property
     def control(self) -> Path:
         """The pipe on which the supervisor takes the names of components to start."""
         return self.run / "control"

@@ -105,10 +105,15 @@ class Supervisor:
         with os.fdopen(pipe, "w") as orders:
             orders.write(f"{component}\n")
 
+    def enter(self, *command: str) -> list[str]:
+        """The command line that runs a command on the node: with its files, network, processes."""
+        spaces = ["--mount", "--net", "--pid"]
+        return ["nsenter", f"--target={self.init.pid}", *spaces, "--", *command]
+
     def on_node(self, *command: str) -> str:
-        """What a command prints that runs on the node: with its files, network and processes."""
-        enter = ["nsenter", f"--target={self.init.pid}", "--mount", "--net", "--pid", "--"]
-        done = subprocess.run([*enter, *command], capture_output=True, text=True, check=False)
+        """What a command prints that runs on the node. Raises ClusterError when it fails."""
+        line = self.enter(*command)
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ClusterError(f"{' '.join(command)} failed: {done.stderr.strip()}")
         return done.stdout

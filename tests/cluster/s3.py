@@ -44,8 +44,8 @@ class Credentials:
 class S3Server(Service):
     """An S3 server on loopback, or on the node's address in a cluster's network.
 
-    Two versions of it, or two of any name, are independent of each other. With `data` the objects
-    outlive the server. Its certificate, with `tls`, is signed by the CA in `ca_file`.
+    In one cluster each needs a name of its own. With `data` the objects outlive the server. Its
+    certificate, with `tls`, is signed by the CA in `ca_file`.
     """
 
     def __init__(
@@ -55,11 +55,12 @@ class S3Server(Service):
         name: str = "s3",
         port: int = 0,
         data: Path | None = None,
+        root: Credentials | None = None,
         tls: bool = False,
     ) -> None:
         super().__init__(name, cluster)
         self.port = port
-        self.root = Credentials("root", secrets.token_hex(20))
+        self.root = root or Credentials("root", secrets.token_hex(20))
         self.tls = tls
         self._data = data or self.folder / "data"
         self._statements: dict[str, list[dict[str, Any]]] = {}

@@ -33,7 +33,7 @@ class Service:
         self.name = name
         self.cluster = cluster if cluster is not None and cluster.mode == "node" else None
         self.port = 0
-        self._command: list[str] = []
+        self._started = False
         self._process: subprocess.Popen[bytes] | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if self.cluster is not None:
@@ -80,8 +80,9 @@ class Service:
 
         Raises ClusterError with the end of its log when it does not.
         """
-        if self.running():
+        if self.running() and self._started:
             return
+        self.kill()  # what another process has left of that name in a cluster
         self.port = self.port or self.free_port()
         command, environment = self.command()
         line = ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
@@ -103,6 +104,7 @@ class Service:
             listens = False
         if not listens:
             raise ClusterError(f"{self.name} does not listen on port {self.port}\n{tail(self.log)}")
+        self._started = True
 
     def _listens(self) -> bool:
         self.call(lambda: socket.create_connection((self.host, self.port), 1)).close()

@@ -12,6 +12,7 @@ from typing import Literal
 
 from tests.cluster import components, pki, processes
 from tests.cluster.api import Api, ApiError
+from tests.cluster.containerd import Containerd
 from tests.cluster.image_store import ImageStore, superseded
 from tests.cluster.images import Image, pause_image
 from tests.cluster.namespace import Namespace
@@ -138,6 +139,7 @@ def start(
     for what, condition, needed in _usable(cluster):
         cluster.wait(what, condition, 60, *needed)
         report(f"{what}: ready")
+    state.complete.touch()
 
 
 def _usable(cluster: Running) -> list[tuple[str, Callable[[], bool], list[str]]]:
@@ -157,7 +159,7 @@ def _usable(cluster: Running) -> list[tuple[str, Callable[[], bool], list[str]]]
         return True
 
     def services() -> bool:
-        cluster.namespace.connect(components.SERVICE_IP, 443, timeout=1).close()
+        cluster.namespace.connect(components.SERVICE_IP, 443, timeout=0.2).close()
         return True
 
     checks = [("the default service account", default_account, ["kube-controller-manager"])]
@@ -170,40 +172,25 @@ def _usable(cluster: Running) -> list[tuple[str, Callable[[], bool], list[str]]]
     return checks
 
 
-# Images.
-
-
-def containerd_client(cluster: Running, *arguments: str) -> str:
-    """What `ctr` prints for the images and containers of Kubernetes."""
-    command = ["ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"]
-    return cluster.supervisor.on_node(*command, *arguments)
-
-
 def _import(cluster: Running, images: list[Image], report: Report) -> None:
     """Makes the images part of the cluster's store, unless they are already."""
     store = ImageStore(cluster.state.images)
+    containerd = Containerd(cluster.supervisor)
     present = store.images()
     wanted = {image.reference for image in images}
     missing = [image for image in images if image.reference not in present]
     if not missing:
         return
-
-    def answers() -> bool:
-        try:
-            return bool(containerd_client(cluster, "version"))
-        except ClusterError:
-            return False
-
     store.unseal()
-    cluster.wait("containerd", answers, 20, "containerd")
+    cluster.wait("containerd", containerd.answers, 20, "containerd")
     for image in missing:
         report(f"importing {image.reference}")
-        containerd_client(cluster, "images", "import", str(image.archive))
-    if old := superseded(present, wanted):
-        containerd_client(cluster, "images", "rm", "--sync", *old)
-    containerd = cluster.supervisor.components()["containerd"]
-    containerd.signal(signal.SIGTERM)
-    if not containerd.wait(10):
+        containerd.load(image.reference, image.archive)
+    old = superseded(present, wanted)
+    containerd.remove(old)
+    process = cluster.supervisor.components()["containerd"]
+    process.signal(signal.SIGTERM)
+    if not process.wait(10):
         raise ClusterError("containerd does not end")
     store.seal((present | wanted) - set(old))
     cluster.supervisor.start("containerd")

@@ -12,6 +12,7 @@ import pytest
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.paths import ClusterError
+from tests.cluster.s3 import S3Server
 from tests.cluster.waiting import wait_for
 from tests.cluster.workloads import (
     RESTRICTED,
@@ -192,6 +193,21 @@ def test_pods_outlive_a_restart_of_kubelet_and_api_server(cluster: Cluster) -> N
     after = {it["metadata"]["name"]: it["status"] for it in _web(cluster)}
     assert before.keys() == after.keys()
     assert all(status["containerStatuses"][0]["restartCount"] == 0 for status in after.values())
+
+
+def test_pods_reach_an_s3_server_on_the_node(cluster: Cluster) -> None:
+    _await_rollout(cluster)
+    with S3Server(cluster) as server:
+        assert server.endpoint.startswith("http://10.89.0.1:")
+        fetch = f"""
+import urllib.request, urllib.error
+try: urllib.request.urlopen({server.endpoint!r}, timeout=5)
+except urllib.error.HTTPError as error: print(error.code)
+"""
+        where = ["exec", "-n", SPACE, "deploy/web", "--"]
+        assert cluster.kubectl(*where, "python3", "-c", fetch) == "403\n"
+        server.kill()
+        assert server.name not in cluster.components()
 
 
 def test_fake_nodes_stand_beside_the_real_one(cluster: Cluster) -> None:
