@@ -1,11 +1,57 @@
 # Thin on purpose: each target is one command. `make help` lists them.
 PYTHON ?= python3
-CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmengine
 BIN := .venv/bin
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmengine
+CLUSTER := local
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{split($$1, t, ":"); printf "  make %-13s %s\n", t[1], $$2}'
+
+.PHONY: demo
+demo: .venv/ready ## Serve a real language model on a real Kubernetes node, from nothing
+	$(BIN)/python -m tests.demo up --cluster $(CLUSTER) $(DEMO)
+
+.PHONY: demo-down
+demo-down: .venv/ready ## End the demo's cluster
+	$(BIN)/python -m tests.demo down
+
+.PHONY: test
+test: lint tools ## Lint, then every test: unit, contract, cluster, e2e, faults
+	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/contract tests/cluster tests/e2e tests/faults
+
+.PHONY: unit
+unit: .venv/ready ## Tests that need nothing and take seconds
+	$(BIN)/pytest tests/unit
+
+.PHONY: ci
+ci: test ## What continuous integration runs
+
+.PHONY: bench
+bench: .venv/ready tools ## Measure, side by side, and print the tables of docs/performance.md
+	$(BIN)/python -m tests.bench
+
+.PHONY: lint
+lint: .venv/ready ## Format, lint, import contracts, types, and that generated files are current
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+.PHONY: tools
+tools: ## Debian packages and Go programs that tests and demo run
+	tests/cluster/cluster install
+
+.PHONY: generate
+generate: .venv/ready ## Write what is generated from the models
+	$(BIN)/python -m llmengine.api.crd crds
+
+.PHONY: golden
+golden: ## Record anew what transformers computes (installs torch, several GB, beside the project)
+	$(PYTHON) -m venv $(CACHE)/golden
+	$(CACHE)/golden/bin/pip install --quiet --require-hashes --requirement tests/models/golden-requirements.lock
+	$(CACHE)/golden/bin/python -m tests.models.record_golden
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear .venv
@@ -13,22 +59,11 @@ help: ## List the targets
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.PHONY: lint
-lint: .venv/ready ## Format check, lint, import contracts and types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/lint-imports
-	$(BIN)/mypy
-
-.PHONY: generate
-generate: .venv/ready ## Write what is generated from the models
-	$(BIN)/python -m llmengine.api.crd crds
-
-LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate
 
 .PHONY: lock
-lock: ## Resolve the dependencies anew
-	$(BIN)/python -m uv --version >/dev/null 2>&1 || ($(PYTHON) -m venv .venv && $(BIN)/pip install --quiet uv)
-	$(LOCK) --all-extras pyproject.toml -o requirements.lock
-	$(LOCK) --extra operator -c requirements.lock pyproject.toml -o operator/requirements.lock
-	$(LOCK) --extra builder --extra server -c requirements.lock pyproject.toml -o builder_image/requirements.lock
+lock: .venv/ready ## Resolve the dependencies anew
+	$(UV_COMPILE) --all-extras pyproject.toml -o requirements.lock
+	$(UV_COMPILE) --extra operator -c requirements.lock pyproject.toml -o operator/requirements.lock
+	$(UV_COMPILE) --extra builder --extra server -c requirements.lock pyproject.toml -o builder_image/requirements.lock
+	$(UV_COMPILE) -c requirements.lock --python-version 3.11 tests/models/golden-requirements.in -o tests/models/golden-requirements.lock
