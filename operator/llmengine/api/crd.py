@@ -1,4 +1,4 @@
-"""The pydantic models of the API, as CustomResourceDefinitions with structural schemas.
+"""The models of the API as CustomResourceDefinitions.
 
 `python -m llmengine.api.crd DIRECTORY` writes one file a kind; the result is committed.
 """
@@ -6,51 +6,38 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from llmengine.api import v1alpha1
-from llmengine.api.schema import cel
+from llmengine.api.schema import cel, required
+from llmengine.api.structural import structural_schema
 
-# The API server refuses these in a structural schema, or they say nothing to a reader.
-_DROPPED = ("$defs", "title", "prefixItems")
+_API_VERSION = "Version of the schema of this object, as in every Kubernetes object."
+_KIND = "Kind of this object, as in every Kubernetes object."
 
 
 def engine_crd() -> dict[str, Any]:
     """The CRD of LLMEngine."""
-    name_rule = (
-        "self.metadata.name.size() <= 40"
-        " && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')"
+    status = structural_schema(v1alpha1.LLMEngineStatus)
+    # Without a status, kstatus (Flux, Helm) takes an object for done before the operator has seen
+    # it.
+    status["default"] = {"observedGeneration": -1}
+    schema = _object(
+        "A language model, compiled for the cluster's architectures and served.",
+        cel(
+            "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')",
+            "='must be at most 40 characters of a-z, 0-9 and -, beginning with a letter and ending"
+            " with a letter or digit (got \"' + self.metadata.name + '\"), because Services are"
+            " named after it'",
+            field="metadata.name",
+        ),
+        required("spec", "give spec.runtime and spec.model"),
+        spec=structural_schema(v1alpha1.LLMEngineSpec),
+        status=status,
     )
-    schema = {
-        "type": "object",
-        "description": "A language model, compiled for the cluster's architectures and served.",
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": _structural(v1alpha1.LLMEngineSpec),
-            "status": {
-                **_structural(v1alpha1.LLMEngineStatus),
-                # Without a status, kstatus (Flux, Helm) takes an object for done before the
-                # operator has seen it.
-                "default": {"observedGeneration": -1},
-            },
-        },
-        "x-kubernetes-validations": [
-            cel(
-                name_rule,
-                "='metadata.name must be a DNS label of at most 40 characters that starts with a"
-                " letter, because Services are named after it (got \"' + self.metadata.name"
-                " + '\")'",
-            ),
-            cel("has(self.spec)", "spec is missing: give spec.runtime and spec.model"),
-        ],
-    }
     return _crd(
         kind="LLMEngine",
         plural="llmengines",
@@ -65,28 +52,20 @@ def engine_crd() -> dict[str, Any]:
             _column("Runtime", ".spec.runtime"),
             _column("Engines", ".status.summary.engines"),
             _column("Replicas", ".status.summary.replicas"),
+            _column("Age", ".metadata.creationTimestamp", type_="date"),
             _column("URL", ".status.url", wide=True),
             _column("Message", '.status.conditions[?(@.type=="Ready")].message', wide=True),
-            _column("Age", ".metadata.creationTimestamp", type_="date"),
         ],
     )
 
 
 def runtime_crd() -> dict[str, Any]:
     """The CRD of EngineRuntime."""
-    schema = {
-        "type": "object",
-        "description": "A backend in one exact version, and the image that builds and serves.",
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": _structural(v1alpha1.EngineRuntimeSpec),
-        },
-        "x-kubernetes-validations": [
-            cel("has(self.spec)", "spec is missing: give backend, version, accelerator and image")
-        ],
-    }
+    schema = _object(
+        "A backend in one exact version, and the image that builds and serves with it.",
+        required("spec", "give spec.backend, version, accelerator and image"),
+        spec=structural_schema(v1alpha1.EngineRuntimeSpec),
+    )
     return _crd(
         kind="EngineRuntime",
         plural="engineruntimes",
@@ -98,10 +77,31 @@ def runtime_crd() -> dict[str, Any]:
             _column("Backend", ".spec.backend"),
             _column("Version", ".spec.version"),
             _column("Accelerator", ".spec.accelerator"),
-            _column("Image", ".spec.image.repository", wide=True),
             _column("Age", ".metadata.creationTimestamp", type_="date"),
+            _column("Image", ".spec.image.repository", wide=True),
+            _column("Tag", ".spec.image.tag", wide=True),
         ],
     )
+
+
+def crds() -> list[dict[str, Any]]:
+    """All CRDs of this release."""
+    return [engine_crd(), runtime_crd()]
+
+
+def _object(description: str, *sentences: dict[str, str], **parts: Any) -> dict[str, Any]:
+    return {
+        "description": description,
+        "type": "object",
+        "properties": {
+            "apiVersion": {"description": _API_VERSION, "type": "string"},
+            "kind": {"description": _KIND, "type": "string"},
+            # Named, so that a rule's fieldPath may point at it.
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
+            **parts,
+        },
+        "x-kubernetes-validations": list(sentences),
+    }
 
 
 def _column(
@@ -157,70 +157,14 @@ def _crd(
     }
 
 
-def _structural(model: type[BaseModel]) -> dict[str, Any]:
-    document = model.model_json_schema(by_alias=True, mode="validation")
-    return _convert(document, document.get("$defs", {}))
+def file_name(crd: dict[str, Any]) -> str:
+    """The name of a CRD's file."""
+    return f"{crd['metadata']['name']}.yaml"
 
 
-def _convert(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    """One JSON schema node, as a structural schema: inlined, without null, bounds as in v1."""
-    node = copy.copy(node)
-    if "$ref" in node:
-        target = defs[node.pop("$ref").removeprefix("#/$defs/")]
-        node = {**target, **node}
-    if "anyOf" in node:
-        node = _without_null(node, defs)
-    if node.get("x-kubernetes-int-or-string"):
-        node.pop("type", None)
-        node.pop("anyOf", None)
-    for word in _DROPPED:
-        node.pop(word, None)
-    # Defaults of optional fields are null in pydantic: absent on the wire.
-    if "default" in node and node["default"] is None:
-        del node["default"]
-    if "properties" in node:
-        _properties(node, defs)
-    if isinstance(values := node.get("additionalProperties"), dict):
-        node["additionalProperties"] = _convert(values, defs)
-    elif "additionalProperties" in node:
-        del node["additionalProperties"]
-    if "items" in node:
-        node["items"] = _convert(node["items"], defs)
-    return node
-
-
-def _without_null(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    choices = [c for c in node.pop("anyOf") if c.get("type") != "null"]
-    if len(choices) == 1:
-        return {**_convert(choices[0], defs), **node}
-    if node.get("x-kubernetes-int-or-string") or any(
-        c.get("x-kubernetes-int-or-string") for c in choices
-    ):
-        return {**node, "x-kubernetes-int-or-string": True}
-    raise ValueError(f"a union is not a structural schema: {choices}")
-
-
-def _properties(node: dict[str, Any], defs: dict[str, Any]) -> None:
-    required = list(node.pop("required", []))
-    sentences = []
-    properties = {}
-    for name, child in node["properties"].items():
-        converted = _convert(child, defs)
-        if message := converted.pop("x-llmengine-missing", None):
-            required.remove(name)
-            sentences.append(cel(f"has(self.{name})", message))
-        elif name not in required and "default" not in child and "properties" in converted:
-            # A part with defaults of its own: without this they would not be filled in.
-            converted["default"] = {}
-        properties[name] = converted
-    node["properties"] = properties
-    if required:
-        node["required"] = required
-    if sentences:
-        node["x-kubernetes-validations"] = [
-            *sentences,
-            *node.get("x-kubernetes-validations", []),
-        ]
+def as_yaml(document: dict[str, Any]) -> str:
+    """A generated manifest as text, the same for the same content."""
+    return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -229,9 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args(argv).directory
     directory.mkdir(parents=True, exist_ok=True)
-    for crd in (engine_crd(), runtime_crd()):
-        path = directory / f"{crd['metadata']['name']}.yaml"
-        path.write_text(yaml.safe_dump(crd, sort_keys=False, width=100, allow_unicode=True))
+    for crd in crds():
+        (directory / file_name(crd)).write_text(as_yaml(crd))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,195 @@
+"""What the platform's admin offers with an EngineRuntime: a backend, its version and its image."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from llmengine.api.schema import (
+    SET,
+    ApiModel,
+    Name,
+    NodeSelector,
+    PodAnnotations,
+    PodLabels,
+    Resources,
+    Toleration,
+    cel,
+    keyed_by,
+    matching,
+    rules,
+    sentence,
+)
+
+
+class BackendName(StrEnum):
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRTLLM = "tensorrtllm"
+
+
+class Accelerator(StrEnum):
+    CPU = "cpu"
+    NVIDIA = "nvidia"
+
+
+class Image(ApiModel):
+    """The container image of a runtime; it builds and serves."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "has(self.tag) || has(self.digest)",
+                "give a tag or a digest: engines must not change their image by chance",
+                field="tag",
+                reason="FieldValueRequired",
+            ),
+            cel(
+                "!has(self.repository) || self.repository.matches("
+                "r'^([a-z0-9.-]+(:[0-9]+)?/)?[a-z0-9._-]+(/[a-z0-9._-]+)*$')",
+                "='must be an image without tag and digest (got \"' + self.repository + '\"):"
+                " these go into the fields tag and digest'",
+                field="repository",
+            ),
+        )
+    )
+
+    repository: Annotated[str, StringConstraints(max_length=512)] = Field(
+        description="The image without tag and digest, such as registry.example.com/engine.",
+        json_schema_extra=sentence("name the image that builds and serves"),
+    )
+    tag: Annotated[str, StringConstraints(max_length=128)] | None = Field(
+        default=None,
+        description="Tag of the image.",
+        json_schema_extra=matching(
+            "^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+            "not a tag: write letters, digits, _, . and -",
+        ),
+    )
+    digest: Annotated[str, StringConstraints(max_length=71)] | None = Field(
+        default=None,
+        description="Digest of the image; wins over the tag.",
+        json_schema_extra=matching(
+            "^sha256:[0-9a-f]{64}$", "not a digest: write sha256: and 64 hexadecimal digits"
+        ),
+    )
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        default="IfNotPresent", description="When nodes pull the image."
+    )
+    pull_secrets: list[Name] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Names of pull Secrets; they must exist in every namespace that serves.",
+        json_schema_extra=SET,
+    )
+
+    @property
+    def reference(self) -> str:
+        """`repository@digest`, or `repository:tag`."""
+        suffix = f"@{self.digest}" if self.digest else f":{self.tag}"
+        return self.repository + suffix
+
+
+class EnvVar(ApiModel):
+    """A plain environment variable of our containers."""
+
+    name: Annotated[str, StringConstraints(max_length=128)] = Field(
+        description="Name of the variable.",
+        json_schema_extra=rules(
+            cel(
+                "self.matches('^[A-Za-z_][A-Za-z0-9_]*$')",
+                "not the name of a variable: write letters, digits and _, beginning with a letter"
+                " or _",
+            ),
+            cel(
+                "!self.startsWith('LLMENGINE_')",
+                "LLMENGINE_... are set by the operator: remove it",
+            ),
+        ),
+    )
+    value: Annotated[str, StringConstraints(max_length=4096)] = Field(
+        default="", description="Its value."
+    )
+
+
+class PodDefaults(ApiModel):
+    """What the admin sets for every pod of this runtime."""
+
+    service_account_name: Name | None = Field(
+        default=None,
+        description="For workload identity; no API token is mounted. Must exist where pods run.",
+    )
+    env: list[EnvVar] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Environment variables of the build and server containers.",
+        json_schema_extra=keyed_by("name"),
+    )
+    labels: PodLabels = Field(default_factory=dict, description="Labels of the pods.")
+    annotations: PodAnnotations = Field(
+        default_factory=dict, description="Annotations of the pods."
+    )
+    node_selector: NodeSelector = Field(
+        default_factory=dict, description="Labels of the nodes that may run the pods."
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list, max_length=32, description="Taints that the pods tolerate."
+    )
+    build_resources: Resources | None = Field(
+        default=None, description="Used where spec.build.resources of an engine is unset."
+    )
+    serving_resources: Resources | None = Field(
+        default=None, description="Used where spec.serving.resources of an engine is unset."
+    )
+
+
+class EngineRuntimeSpec(ApiModel):
+    """A backend in one version, and the image that builds and serves with it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.backend) || !has(self.accelerator)"
+                " || (self.backend == 'onnxruntime') == (self.accelerator == 'cpu')",
+                "='is wrong for backend ' + self.backend + ' (got ' + self.accelerator + '):"
+                " onnxruntime runs on cpu, tensorrt and tensorrtllm run on nvidia'",
+                field="accelerator",
+            ),
+            *(
+                cel(
+                    f"!has(self.{field}) || !has(oldSelf.{field}) || self.{field} =="
+                    f" oldSelf.{field}",
+                    "cannot be changed, because engines are keyed by it: create another"
+                    " EngineRuntime, and name it in the spec.runtime of the engines",
+                    field=field,
+                    reason="FieldValueForbidden",
+                )
+                for field in ("backend", "version", "accelerator")
+            ),
+        )
+    )
+
+    backend: BackendName = Field(
+        description="The code that compiles and runs engines.",
+        json_schema_extra=sentence("give onnxruntime, tensorrt or tensorrtllm"),
+    )
+    version: Annotated[str, StringConstraints(max_length=63)] = Field(
+        description="Exact version of the backend in the image, such as 1.32.0.",
+        json_schema_extra={
+            **sentence("give the exact version of the backend in the image, such as 1.32.0"),
+            **matching(
+                "^[0-9A-Za-z][0-9A-Za-z.+-]*$", "not an exact version: write one such as 1.32.0"
+            ),
+        },
+    )
+    accelerator: Accelerator = Field(
+        description="What engines run on.", json_schema_extra=sentence("give cpu or nvidia")
+    )
+    image: Image = Field(
+        json_schema_extra=sentence(
+            "name the image that builds and serves: give image.repository and image.tag"
+        )
+    )
+    pod_defaults: PodDefaults = Field(default_factory=PodDefaults)
