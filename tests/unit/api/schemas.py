@@ -86,29 +86,50 @@ def _objects(schema: Schema) -> SearchStrategy[dict[str, Any]]:
     )
 
 
-_ODD: list[Any] = [-1, 10**7, "", "nonsense", "x" * 40000, True, 1.5, [], {}, ["x"] * 100]
-_ODD += [[{}], {"x": "y"}, {str(number): "y" for number in range(100)}]
+def planted(schema: Schema) -> Iterator[tuple[str, Any]]:
+    """Small documents with something odd, or something at a bound, in one place: in every place.
+
+    A path of which the value itself is left out ends in `-`.
+    """
+    for odd in _odd_values(schema):
+        yield "", odd
+    for name, child in schema.get("properties", {}).items():
+        rest = {key: value for key, value in _smallest(schema).items() if key != name}
+        yield f".{name}-", rest
+        for path, value in planted(child):
+            yield f".{name}{path}", {**rest, name: value}
+    if "items" in schema:
+        for path, value in planted(schema["items"]):
+            yield f"[]{path}", [value]
+    if "additionalProperties" in schema:
+        for path, value in planted(schema["additionalProperties"]):
+            yield f"{{}}{path}", {"key": value}
 
 
-@st.composite
-def nearly(draw: st.DrawFn, accepted: SearchStrategy[Any]) -> Any:
-    """A document with one value replaced by something odd, or removed."""
-    document = copy.deepcopy(draw(accepted))
-    places = list(_places(document))
-    if not places:
-        return draw(st.sampled_from(_ODD))
-    holder, key = draw(st.sampled_from(places))
-    if draw(st.booleans()):
-        holder[key] = copy.deepcopy(draw(st.sampled_from(_ODD)))
-    else:
-        del holder[key]
-    return document
+def _odd_values(schema: Schema) -> Iterator[Any]:
+    yield from (-1, 0, 10**7, "", "odd", "x" * 40000, True, 1.5, [], {}, ["odd"], {"odd": "odd"})
+    yield from schema.get("enum", ())
+    for bound in ("minimum", "maximum"):
+        if bound in schema:
+            yield from (schema[bound] - 1, schema[bound], schema[bound] + 1)
+    if "maxLength" in schema:
+        yield from ("x" * schema["maxLength"], "x" * (schema["maxLength"] + 1))
+    if "maxItems" in schema:
+        item = _smallest(schema["items"])
+        yield from ([item] * schema["maxItems"], [item] * (schema["maxItems"] + 1))
+    if "maxProperties" in schema:
+        value = _smallest(schema["additionalProperties"])
+        for size in (schema["maxProperties"], schema["maxProperties"] + 1):
+            yield {str(number): value for number in range(size)}
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    keys = (
-        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    )
-    for key in keys:
-        yield value, key
-        yield from _places(value[key])
+def _smallest(schema: Schema) -> Any:
+    if "properties" in schema:
+        wanted = schema.get("required", ())
+        return {name: _smallest(schema["properties"][name]) for name in wanted}
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("pattern") == "^(True|False|Unknown)$":
+        return "True"
+    typed = {"string": "x", "integer": schema.get("minimum", 0), "array": [], "object": {}}
+    return typed.get(schema.get("type", "string"), False)
