@@ -108,6 +108,7 @@ class Watcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._stopping = threading.Event()
+        self._over = False
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
 
@@ -123,30 +124,35 @@ class Watcher:
     def stop(self, seconds: float) -> bool:
         """Whether the watches ended in time."""
         self._stopping.set()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._over:
             if self._loop is not None and self._stop is not None:
                 self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._over or not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             asyncio.run(self._operate())
-            why = "the watches ended"
         except BaseException as error:
-            log.debug("kopf ended", exc_info=True)
-            why = f"the watches ended: {error!r}"
-        if not self._stopping.is_set():
+            self._finish(f"the watches ended: {error!r}")
+        else:
+            self._finish("the watches ended")
+
+    def _finish(self, why: str) -> None:
+        if not self._over and not self._stopping.is_set():
+            self._over = True
             self._ended(why)
 
     async def _operate(self) -> None:
+        """Returns when stop() was called; else it raises, or hangs, after _finish() was called."""
         self._loop = asyncio.get_running_loop()
         # Not a threading.Event: kopf would wait for it in a thread that outlives its failure.
         self._stop = asyncio.Event()
         if self._stopping.is_set():
             return
         self._pulse(self._loop)
-        await kopf.operator(
+        existing = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=self._registry(),
             settings=operator_settings(self._watches, self._timing),
             standalone=True,
@@ -154,6 +160,11 @@ class Watcher:
             namespaces=self._namespaces,
             stop_flag=self._stop,
         )
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        # Told before kopf ends: after a failure its end hangs, since watches that are left wait
+        # for a login that nobody performs any more, and swallow their cancellation.
+        self._finish(f"the watches ended: {done.pop().exception()!r}")
+        await kopf.run_tasks(tasks, ignored=existing)
 
     def _pulse(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beat = time.monotonic()

@@ -37,12 +37,13 @@ class Access:
         configuration.connection_pool_maxsize = connections
         configuration.retries = False
         configuration.keep_alive = True
-        if _POD_TOKEN.exists() and not os.environ.get("KUBECONFIG"):
+        file = os.environ.get("KUBECONFIG")
+        if _POD_TOKEN.exists() and not file:
             config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
             # Without persist_config=False it would write refreshed tokens into the user's file.
             config.load_kube_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration, persist_config=False
+                file, client_configuration=configuration, persist_config=False
             )
         self.configuration = configuration
 

@@ -57,7 +57,7 @@ class FieldCause:
 
 
 class InvalidError(KubeError):
-    """400 or 422: the object is not valid. `causes` says which fields, if the server did."""
+    """The object is not valid. `causes` says which fields, if the server did."""
 
     def __init__(
         self,
@@ -82,7 +82,9 @@ def error_of(status: int, http_reason: str, body: bytes, what: str) -> KubeError
         answer = {"message": body[:200].decode(errors="replace").strip()}
     reason = answer.get("reason") or http_reason.replace(" ", "")
     message = answer.get("message") or "no message"
-    if status in (400, 422):
+    # A field that does not exist is a 400 in a create, but in an apply it is said like this.
+    untyped = status == 500 and "failed to create typed patch object" in message
+    if status in (400, 422) or untyped:
         details = answer.get("details") or {}
         causes = tuple(
             FieldCause(cause.get("field", ""), cause.get("message", ""))

@@ -102,7 +102,7 @@ class Process:
         access = Access(connections=config.workers + 2)
         # Apart from one another, so that none has to wait for the others' connections.
         self._kube = KubeClient(access)
-        self._audit_kube = KubeClient(access, timeout=(5, 10))
+        self._audit_kube = KubeClient(access, timeout=(5, self._timing.audit.request))
         self._lease_kube = KubeClient(access, timeout=lease.request_timeout)
         self._queue: WorkQueue[Key] = WorkQueue()
         self._passes = passes(self._kube, config, self._queue.add)
@@ -200,8 +200,6 @@ class Process:
                 raise LostLeaseError("the lease could not be renewed in time")
 
     def _end(self) -> None:
-        if not self._watcher.stop(2):
-            log.warning("the watches did not end in time")
         if self._workers.stop(self._timing.drain):
             # Only now: what still works must not have a successor.
             self._drained.set()
@@ -209,6 +207,8 @@ class Process:
                 self._leadership.release()
         else:
             log.warning("a pass did not end in time: the lease is left to run out")
+        if not self._watcher.stop(1):
+            log.debug("the watches did not end in time")  # they write nothing, so let them be
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
         log.info("%s: this process ends", signal.Signals(number).name)

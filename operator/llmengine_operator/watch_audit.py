@@ -106,6 +106,8 @@ class AuditTiming:
     """How long the lists may fail."""
     retry: float = 5
     """Between two attempts while they fail."""
+    request: float = 10
+    """How long a request may take to be answered."""
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,12 @@ class WatchAudit:
         failing_since: float | None = None
         wait = self._timing.interval
         while not stop.wait(wait):
+            began = time.monotonic()
             try:
                 self._audit(stop)
             except KubeError as error:
-                now = time.monotonic()
-                failing_since = failing_since or now
-                if now - failing_since >= self._timing.patience:
+                failing_since = failing_since or began
+                if time.monotonic() - failing_since >= self._timing.patience:
                     raise StalledWatchError(
                         f"nobody can tell whether the watches deliver: {error}"
                     ) from error

@@ -44,7 +44,6 @@ def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
 
     def make(url: str, **user: Any) -> KubeClient:
         file = write_kubeconfig(tmp_path / "kubeconfig", url, user or {"token": "secret"})
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
         monkeypatch.setenv("KUBECONFIG", str(file))
         now = datetime(2026, 11, 24, 12, tzinfo=UTC)
         return KubeClient(Access(connections=2), timeout=(1, 0.5), now=lambda: now)
