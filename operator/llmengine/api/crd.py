@@ -149,8 +149,8 @@ def _crd(
                 "listKind": f"{kind}List",
                 "plural": plural,
                 "singular": kind.lower(),
+                # No categories: one with the name of a kind breaks "kubectl get llmengine NAME".
                 "shortNames": [short],
-                "categories": ["llmengine"],
             },
             "versions": [version],
         },
