@@ -193,11 +193,9 @@ def test_kubectl_shows_runtimes(installed: Cluster, server: Server) -> None:
 
 @pytest.mark.parametrize("word", ["llmengine", "llmengines", "LLMEngine", "lle"])
 def test_an_engine_is_found_by_every_name_of_its_kind(
-    installed: Cluster, server: Server, word: str
+    installed: Cluster, server: Server, name: str, word: str
 ) -> None:
-    obj = engine(name=f"found-{word.lower()}")
-    server.create(obj)
-    name = obj["metadata"]["name"]
+    server.create(engine(name=name))
     printed = installed.kubectl("get", word, name, "-n", server.namespace, "-o", "name")
     assert printed.split() == [f"llmengine.llmengine.io/{name}"]
 
