@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmengine.requests import ExitCode
+from llmengine.requests import BuildReason, ExitCode
 
 
 class BuildError(Exception):
     """The build cannot go on.
 
-    `reason` is one CamelCase word for machines; `message` a sentence that says what happened, to
-    which object, and what to do.
+    `reason` is one word for machines; `message` a sentence that says what happened, to which
+    object, and what to do.
     """
 
     exit_code: ClassVar[ExitCode]
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: BuildReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message

@@ -36,7 +36,7 @@ class Reference:
         self._heads = int(config["num_attention_heads"])
         self._head_dim = _head_dim(config)
         self._eps = np.float32(config.get("rms_norm_eps", 1e-6))
-        self._frequencies, self._amplitude = _rope(config, self._head_dim)
+        self.frequencies, self.amplitude = _rope(config, self._head_dim)
 
     def logits(
         self, sequences: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
@@ -79,8 +79,8 @@ class Reference:
 
     def _attend(self, query: Array, key: Array, value: Array) -> Array:
         """One whole sequence, `[tokens, heads, head_dim]`; later tokens are cut off, not masked."""
-        angles = np.arange(len(query), dtype=np.float32)[:, None] * self._frequencies
-        cosine, sine = np.cos(angles) * self._amplitude, np.sin(angles) * self._amplitude
+        angles = np.arange(len(query), dtype=np.float32)[:, None] * self.frequencies
+        cosine, sine = np.cos(angles) * self.amplitude, np.sin(angles) * self.amplitude
         query, key = _turn(query, cosine, sine), _turn(key, cosine, sine)
         mixed = np.empty_like(query)
         share = self._heads // key.shape[1]

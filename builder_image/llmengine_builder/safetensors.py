@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import BadInputError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
@@ -89,7 +90,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         for tensor in _read_header(folder, file):
             if (first := tensors.get(tensor.name)) is not None:
                 raise BadInputError(
-                    "InvalidModel",
+                    BuildReason.MODEL_INVALID,
                     f"tensor {tensor.name} is in both {first.file} and {tensor.file}:"
                     " remove one of them",
                 )
@@ -107,16 +108,18 @@ def _read_index(folder: Path) -> Mapping[str, str]:
         pairs = {str(name): str(file) for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(
-            "InvalidModel",
+            BuildReason.MODEL_INVALID,
             f"{INDEX} has no readable weight_map ({error}): upload the file again",
         ) from error
     if not pairs:
-        raise BadInputError("InvalidModel", f"{INDEX} names no tensor: upload the file again")
+        raise BadInputError(
+            BuildReason.MODEL_INVALID, f"{INDEX} names no tensor: upload the file again"
+        )
     for name, file in pairs.items():
         # A path that leaves the folder would read, and publish, somebody else's file.
         if file != Path(file).name or not file.endswith(".safetensors"):
             raise BadInputError(
-                "InvalidModel",
+                BuildReason.MODEL_INVALID,
                 f'{INDEX} puts tensor {name} into "{file}", which is not a .safetensors file of'
                 " the model's folder",
             )
@@ -131,32 +134,35 @@ def _single_file(folder: Path) -> str:
         return found[0]
     if found:
         raise BadInputError(
-            "InvalidModel",
+            BuildReason.MODEL_INVALID,
             f"the model has {len(found)} safetensors files ({', '.join(found[:3])}, ...) but no"
             f" {INDEX} that says which belong to it: add the index",
         )
     if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
         raise UnsupportedError(
-            "PickleWeights",
+            BuildReason.WEIGHTS_ARE_PICKLED,
             f"the model's weights are pickle files only ({', '.join(pickles[:3])}), which can run"
             " code when they are read: convert them to safetensors",
         )
     raise BadInputError(
-        "InvalidModel", f"the model's folder has no {SINGLE} and no {INDEX}: add the weights"
+        BuildReason.MODEL_INVALID,
+        f"the model's folder has no {SINGLE} and no {INDEX}: add the weights",
     )
 
 
 def _read_header(folder: Path, name: str) -> Iterator[StoredTensor]:
     path = folder / name
     if not path.is_file():
-        raise BadInputError("InvalidModel", f"{INDEX} names {name}, which is not there: add it")
+        raise BadInputError(
+            BuildReason.MODEL_INVALID, f"{INDEX} names {name}, which is not there: add it"
+        )
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise BadInputError(
-                "TruncatedModel",
+                BuildReason.MODEL_INVALID,
                 f"{name} is truncated or no safetensors file: it has {size} bytes, which is less"
                 " than its header says; upload it again",
             )
@@ -167,13 +173,14 @@ def _read_header(folder: Path, name: str) -> Iterator[StoredTensor]:
         tensors = [_entry(name, 8 + length, key, value) for key, value in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(
-            "InvalidModel", f"the header of {name} cannot be read: {error}; upload it again"
+            BuildReason.MODEL_INVALID,
+            f"the header of {name} cannot be read: {error}; upload it again",
         ) from error
     _refuse_overlap(name, tensors)
     for tensor in tensors:
         if tensor.offset + tensor.length > size:
             raise BadInputError(
-                "TruncatedModel",
+                BuildReason.MODEL_INVALID,
                 f"{name} is truncated: tensor {tensor.name} ends at byte"
                 f" {tensor.offset + tensor.length}, the file at byte {size}; upload it again",
             )
@@ -209,7 +216,7 @@ def _refuse_overlap(file: str, tensors: list[StoredTensor]) -> None:
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
         if tensor.offset < end and tensor.length:
             raise BadInputError(
-                "InvalidModel",
+                BuildReason.MODEL_INVALID,
                 f"tensors {before} and {tensor.name} of {file} overlap; upload it again",
             )
         end, before = tensor.offset + tensor.length, tensor.name
@@ -219,7 +226,7 @@ def _compare_with_index(tensors: Mapping[str, StoredTensor], expected: Mapping[s
     for name, file in expected.items():
         if name not in tensors or tensors[name].file != file:
             raise BadInputError(
-                "InvalidModel",
+                BuildReason.MODEL_INVALID,
                 f"{INDEX} puts tensor {name} into {file}, but it is not there: upload the model"
                 " again",
             )

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import BadInputError, UnsupportedError
 
 _HARMLESS = frozenset(
@@ -68,15 +69,19 @@ class Config:
         """Read `config.json` of a model's folder. Raises BadInputError."""
         path = folder / "config.json"
         if not path.is_file():
-            raise BadInputError("InvalidModel", "the model's folder has no config.json: add it")
+            raise BadInputError(
+                BuildReason.MODEL_INVALID, "the model's folder has no config.json: add it"
+            )
         try:
             values = json.loads(path.read_bytes())
         except ValueError as error:
             raise BadInputError(
-                "InvalidModel", f"config.json is no JSON ({error}): upload it again"
+                BuildReason.MODEL_INVALID, f"config.json is no JSON ({error}): upload it again"
             ) from error
         if not isinstance(values, dict):
-            raise BadInputError("InvalidModel", "config.json is not an object: upload it again")
+            raise BadInputError(
+                BuildReason.MODEL_INVALID, "config.json is not an object: upload it again"
+            )
         return cls(values)
 
     def raw(self, key: str, absent: Any = _REQUIRED) -> Any:
@@ -85,7 +90,8 @@ class Config:
         if key not in self._values:
             if absent is _REQUIRED:
                 raise BadInputError(
-                    "InvalidModel", f"config.json lacks {key}: add it as the model was trained"
+                    BuildReason.MODEL_INVALID,
+                    f"config.json lacks {key}: add it as the model was trained",
                 )
             return absent
         return self._values[key]
@@ -153,7 +159,7 @@ class Config:
             if _is_neutral(key, value) or not _MATHS.search(key.lower()):
                 continue
             raise UnsupportedError(
-                "UnsupportedModel",
+                BuildReason.MODEL_UNSUPPORTED,
                 f"config.json has {key} = {_shorten(value)}, which this release does not know and"
                 " whose name says that it changes what the model computes",
             )
@@ -161,7 +167,8 @@ class Config:
     @staticmethod
     def _wrong(key: str, value: Any, wanted: str) -> BadInputError:
         return BadInputError(
-            "InvalidModel", f"config.json has {key} = {_shorten(value)}, which must be {wanted}"
+            BuildReason.MODEL_INVALID,
+            f"config.json has {key} = {_shorten(value)}, which must be {wanted}",
         )
 
 

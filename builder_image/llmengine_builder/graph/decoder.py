@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import BadInputError, UnsupportedError
 from llmengine_builder.graph.config import Config
 from llmengine_builder.graph.rope import Rope, read_rope
@@ -44,19 +45,19 @@ class Decoder:
         asked = f"spec.engine.maxSequenceLength is {max_sequence_length}"
         if max_sequence_length > self.max_positions:
             raise BadInputError(
-                "SequenceTooLong",
+                BuildReason.SEQUENCE_TOO_LONG,
                 f"{asked}, but the model's max_position_embeddings is {self.max_positions}: set"
                 f" it to {self.max_positions} or less",
             )
         if self.window is not None and max_sequence_length > self.window:
             raise UnsupportedError(
-                "UnsupportedWindow",
+                BuildReason.SEQUENCE_TOO_LONG,
                 f"{asked}, but the model has a sliding window of {self.window} tokens, which is"
                 f" not supported within a sequence: set it to {self.window} or less",
             )
         if self.rope.longest is not None and max_sequence_length > self.rope.longest:
             raise UnsupportedError(
-                "UnsupportedRope",
+                BuildReason.SEQUENCE_TOO_LONG,
                 f"{asked}, but the model's dynamic rope changes beyond {self.rope.longest}"
                 f" tokens, which is not supported: set it to {self.rope.longest} or less",
             )
@@ -84,21 +85,21 @@ def read_decoder(
     activation = config.text("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedError(
-            "UnsupportedActivation",
+            BuildReason.MODEL_UNSUPPORTED,
             f"the model's hidden_act is {activation}; supported is silu",
         )
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
     kv = config.count_or_none("num_key_value_heads", kv_heads) or heads
     if heads % kv:
         raise BadInputError(
-            "InvalidModel",
+            BuildReason.MODEL_INVALID,
             f"config.json has {heads} attention heads, which {kv} key-value heads cannot share"
             " evenly",
         )
     length = config.count_or_none("head_dim", head_dim) or hidden // heads
     if length % 2:
         raise BadInputError(
-            "InvalidModel",
+            BuildReason.MODEL_INVALID,
             f"config.json makes heads of odd length {length}, which rope cannot turn",
         )
     positions = config.count("max_position_embeddings", max_positions)

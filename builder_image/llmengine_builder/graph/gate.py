@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import UnsupportedError
 from llmengine_builder.graph.decoder import Decoder
 from llmengine_builder.safetensors import Checkpoint
@@ -25,7 +26,7 @@ def refuse_unused(checkpoint: Checkpoint, decoder: Decoder, consumed: frozenset[
             _compare_head(checkpoint)
             continue
         raise UnsupportedError(
-            "UnsupportedModel",
+            BuildReason.MODEL_UNSUPPORTED,
             f"tensor {name} of {checkpoint.tensors[name].file} has no place in a"
             f" {decoder.model_type} model as this release computes it: it would be ignored",
         )
@@ -36,7 +37,7 @@ def _compare_head(checkpoint: Checkpoint) -> None:
     same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
     if not same or checkpoint.read(HEAD) != checkpoint.read(EMBEDDING):
         raise UnsupportedError(
-            "UnsupportedModel",
+            BuildReason.MODEL_UNSUPPORTED,
             f"config.json has tie_word_embeddings = true, but {HEAD} differs from {EMBEDDING}:"
             " correct config.json, or remove the tensor that was not trained",
         )

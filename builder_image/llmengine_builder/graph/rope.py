@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import BadInputError, UnsupportedError
 from llmengine_builder.graph.config import Config
 
@@ -69,7 +70,7 @@ def read_rope(config: Config, head_dim: int, max_positions: int) -> Rope:
     kind = settings.text("rope_type", "default")
     if kind not in _KEYS:
         raise UnsupportedError(
-            "UnsupportedRope",
+            BuildReason.MODEL_UNSUPPORTED,
             f"the model's rope type is {kind}; supported are {', '.join(_KEYS)}",
         )
     settings.refuse_other(_COMMON | _KEYS[kind], kind)
@@ -102,14 +103,16 @@ class _Settings:
     def number(self, key: str, absent: float | None = None) -> float:
         value = self.values.get(key, absent)
         if value is None:
-            raise BadInputError("InvalidModel", f"{self._name} of config.json lacks {key}: add it")
+            raise BadInputError(
+                BuildReason.MODEL_INVALID, f"{self._name} of config.json lacks {key}: add it"
+            )
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
             or not 0 < value < math.inf
         ):
             raise BadInputError(
-                "InvalidModel",
+                BuildReason.MODEL_INVALID,
                 f"{self._name} of config.json has {key} = {value!r}, which must be a positive"
                 " number",
             )
@@ -120,7 +123,7 @@ class _Settings:
             raise _partial(self.values["partial_rotary_factor"])
         if surplus := sorted(set(self.values) - known):
             raise UnsupportedError(
-                "UnsupportedRope",
+                BuildReason.MODEL_UNSUPPORTED,
                 f"{self._name} of config.json has {surplus[0]} ="
                 f" {self.values[surplus[0]]!r}, which rope type {kind} does not take here",
             )
@@ -145,11 +148,12 @@ def _settings(config: Config) -> _Settings:
                 continue
             if key in merged and merged[key] != value:
                 raise BadInputError(
-                    "InvalidModel",
+                    BuildReason.MODEL_INVALID,
                     f"config.json contradicts itself: {key} is {merged[key]!r} in {origin[key]}"
                     f" and {value!r} in {name}; keep the one that the model was trained with",
                 )
-            merged[key], origin[key] = value, name
+            merged.setdefault(key, value)
+            origin.setdefault(key, name)
     name = next((name for name in sources if name != "config.json"), "the rope")
     kind = merged.get("rope_type", "default")
     if kind not in ("llama3", "yarn", "dynamic"):
@@ -161,7 +165,7 @@ def _settings(config: Config) -> _Settings:
 def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if layered := sorted(key for key, value in values.items() if isinstance(value, dict)):
         raise UnsupportedError(
-            "UnsupportedRope",
+            BuildReason.MODEL_UNSUPPORTED,
             f"{name} of config.json differs between layers ({', '.join(layered)}), which is not"
             " supported",
         )
@@ -169,7 +173,7 @@ def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     old = flat.pop("type", None)
     if old is not None and flat.setdefault("rope_type", old) != old:
         raise BadInputError(
-            "InvalidModel",
+            BuildReason.MODEL_INVALID,
             f"{name} of config.json contradicts itself: type is {old!r}, rope_type"
             f" {flat['rope_type']!r}",
         )
@@ -178,7 +182,7 @@ def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _partial(value: Any) -> UnsupportedError:
     return UnsupportedError(
-        "UnsupportedRope",
+        BuildReason.MODEL_UNSUPPORTED,
         f"the model turns only a part of each head (partial_rotary_factor = {value}), which is"
         " not supported",
     )
@@ -198,7 +202,7 @@ def _llama3(
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if low >= high:
         raise BadInputError(
-            "InvalidModel",
+            BuildReason.MODEL_INVALID,
             f"the rope of config.json has low_freq_factor {low} >= high_freq_factor {high}",
         )
     wavelength = np.float32(2 * math.pi) / plain

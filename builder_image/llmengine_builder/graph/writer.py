@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from llmengine.api.v1alpha1 import DType
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import BadInputError, UnsupportedError
 from llmengine_builder.safetensors import Checkpoint, StoredTensor
 
@@ -93,19 +94,19 @@ class Writer:
         tensor = self._checkpoint.tensors.get(name)
         if tensor is None:
             raise BadInputError(
-                "InvalidModel",
+                BuildReason.MODEL_INVALID,
                 f"tensor {name} is missing from {', '.join(self._checkpoint.files[:3])}, though"
                 " config.json calls for it",
             )
         if tensor.shape != shape:
             raise BadInputError(
-                "InvalidModel",
+                BuildReason.MODEL_INVALID,
                 f"tensor {name} of {tensor.file} has shape {list(tensor.shape)}, but config.json"
                 f" makes it {list(shape)}",
             )
         if tensor.dtype not in _STORED_TYPES:
             raise UnsupportedError(
-                "UnsupportedDType",
+                BuildReason.MODEL_UNSUPPORTED,
                 f"tensor {name} of {tensor.file} has dtype {tensor.dtype}; supported are"
                 f" {', '.join(_STORED_TYPES)}",
             )

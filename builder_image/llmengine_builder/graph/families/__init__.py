@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import UnsupportedError
 from llmengine_builder.graph.config import Config
 from llmengine_builder.graph.decoder import Decoder
@@ -32,20 +33,20 @@ def read_decoder_of(config: Config) -> Decoder:
     model_type = config.raw("model_type", _MODEL_TYPES[architecture])
     if model_type != _MODEL_TYPES[architecture]:
         raise UnsupportedError(
-            "UnsupportedModel",
+            BuildReason.MODEL_UNSUPPORTED,
             f"config.json names {architecture} but has model_type {model_type!r}; supported is"
             f" {_MODEL_TYPES[architecture]}",
         )
     if (code := config.mapping("auto_map")) is not None:
         raise UnsupportedError(
-            "UnsupportedModel",
+            BuildReason.MODEL_UNSUPPORTED,
             f"config.json has an auto_map ({', '.join(sorted(code))}): the model brings code of"
             " its own, which is never run; take a checkpoint without it",
         )
     if (quantization := config.mapping("quantization_config")) is not None:
         method = quantization.get("quant_method", "unknown")
         raise UnsupportedError(
-            "UnsupportedQuantization",
+            BuildReason.MODEL_UNSUPPORTED,
             f"the model's weights are quantized ({method}): give the checkpoint before"
             " quantization",
         )
@@ -59,12 +60,12 @@ def _architecture(config: Config) -> str:
     found: Any = config.raw("architectures", None)
     if not isinstance(found, list) or len(found) != 1:
         raise UnsupportedError(
-            "UnsupportedModel",
+            BuildReason.MODEL_UNSUPPORTED,
             f"config.json must name one architecture (it has {found!r}); supported are {known}",
         )
     if found[0] not in _READERS:
         raise UnsupportedError(
-            "UnsupportedModel",
+            BuildReason.MODEL_UNSUPPORTED,
             f"the model's architecture is {found[0]}; supported are {known}",
         )
     return str(found[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmengine.requests import BuildReason
 from llmengine_builder.errors import UnsupportedError
 from llmengine_builder.graph.config import Config
 from llmengine_builder.graph.decoder import Decoder, read_decoder
@@ -35,7 +36,7 @@ def read_window(config: Config) -> int | None:
     types = config.texts("layer_types", ())
     if other := sorted(set(types) - {"full_attention", "sliding_attention"}):
         raise UnsupportedError(
-            "UnsupportedModel",
+            BuildReason.MODEL_UNSUPPORTED,
             f"config.json has layers of type {other[0]}; supported are full_attention and"
             " sliding_attention",
         )
