@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Whether a client is still there costs a question to Triton (0.1 ms).
 _SECONDS_BETWEEN_CHECKS = 0.05
-_SECONDS_BETWEEN_REPORTS = 1.0
+_SECONDS_BETWEEN_REPORTS = 0.25
 _STOPPED = "the server shut down before the answer was complete: send the request to another one"
 
 
@@ -60,7 +60,7 @@ class Meter(Protocol):
     def ended(self, finish: Finish, input_tokens: int) -> None: ...
 
     def report(self, occupancy: Occupancy, generated: int) -> None:
-        """Once a second: who is where, and the tokens since the last report."""
+        """Every quarter of a second: who is where, and the tokens since the last report."""
         ...
 
 

@@ -125,6 +125,7 @@ def command(options: argparse.Namespace) -> list[str]:
         "--strict-readiness=true",
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",
         f"--exit-timeout-secs={TRITON_EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix(options.http_port)}",
         f"--http-address={options.address}",

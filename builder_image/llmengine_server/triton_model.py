@@ -40,11 +40,11 @@ log = logging.getLogger(__name__)
 _STREAM_INTERVAL = 0.02
 # Tells whoever reads the container's last words that the engine, not the machine, gave up.
 _LOOP_FAILED = 70
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+# Names in `pb_utils.TritonError`, which the stub fills in only after this module is imported.
 _ERRORS = {
-    Finish.CANCELLED: pb_utils.TritonError.CANCELLED,
-    Finish.FAILED: pb_utils.TritonError.INTERNAL,
-    Finish.REFUSED: pb_utils.TritonError.UNAVAILABLE,
+    Finish.CANCELLED: "CANCELLED",
+    Finish.FAILED: "INTERNAL",
+    Finish.REFUSED: "UNAVAILABLE",
 }
 
 
@@ -118,12 +118,12 @@ class _Responder:
 
     def __init__(self, sender: Any) -> None:
         self._sender = sender
+        self._final: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self.request: Request | None = None
 
     def send(self, reply: Reply) -> None:
-        if reply.message:
-            code = _ERRORS[reply.finish] if reply.finish else pb_utils.TritonError.INTERNAL
-            self._error(reply.message, code)
+        if reply.finish in _ERRORS:
+            self._error(reply.message or reply.finish.value, _ERRORS[reply.finish])
             return
         outputs = [_strings("text_output", reply.text)]
         if reply.finish is not None:
@@ -133,17 +133,17 @@ class _Responder:
         if self.request is not None and self.request.return_num_output_tokens:
             outputs.append(_count("num_output_tokens", reply.output_tokens))
         response = pb_utils.InferenceResponse(output_tensors=outputs)
-        self._sender.send(response, flags=0 if reply.finish is None else _FINAL)
+        self._sender.send(response, flags=0 if reply.finish is None else self._final)
 
     def refuse(self, sentence: str) -> None:
-        self._error(sentence, pb_utils.TritonError.INVALID_ARG)
+        self._error(sentence, "INVALID_ARG")
 
     def cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
 
-    def _error(self, message: str, code: int) -> None:
-        error = pb_utils.TritonError(message, code)
-        self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
+    def _error(self, message: str, code: str) -> None:
+        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+        self._sender.send(pb_utils.InferenceResponse(error=error), flags=self._final)
 
 
 def _tensors(request: Any) -> dict[str, Any]:
