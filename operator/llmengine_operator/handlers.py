@@ -39,6 +39,9 @@ def _not_about_signals(record: logging.LogRecord) -> bool:
 
 
 # kopf warns at each start that it will not end at SIGTERM. This process sees to that.
+# Else kopf asks the system for a user name, which the image's user has not. Its type is private.
+_IDENTITY: Any = "llmengine-operator"
+
 logging.getLogger("kopf._core.reactor.running").addFilter(_not_about_signals)
 
 
@@ -155,6 +158,7 @@ class Watcher:
         tasks = await kopf.spawn_tasks(
             registry=self._registry(),
             settings=operator_settings(self._watches, self._timing),
+            identity=_IDENTITY,
             standalone=True,
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
