@@ -86,9 +86,9 @@ class OnnxRuntimeSession:
         return self._limits.max_batch_tokens
 
     @property
-    def cache_length(self) -> int:
-        """The bucket that the cache is held at now, in tokens."""
-        return self._cache.length
+    def cache(self) -> KvCache:
+        """The rows of all slots, for whoever wants to look at them."""
+        return self._cache
 
     def prefill(self, slot: int, tokens: Sequence[int], past: int) -> RowLogits:
         """See `Session.prefill`. The logits stay valid for ever."""
