@@ -55,7 +55,7 @@ def _rows(
     for name, written in node["properties"].items():
         if name not in values:  # what Helm itself adds
             continue
-        child = _resolved(written, definitions)
+        child = resolved(written, definitions)
         here = f"{path}.{name}" if path else name
         if "properties" in child:
             yield from _rows(child, values[name], here, definitions)
@@ -63,7 +63,8 @@ def _rows(
             yield here, values[name], child["title"]
 
 
-def _resolved(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def resolved(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A node of a schema with what it refers to filled in."""
     references = [node, *node.get("allOf", ())]
     for reference in references:
         if "$ref" in reference:
