@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from llmengine.artifact import (
@@ -45,8 +46,18 @@ class Engine:
         return Layout(self.prefix, scope).manifest(self.manifest.key)
 
 
-def make_engine(folder: Path, files: dict[str, int], *, seed: int = 0) -> Engine:
-    """An engine with files of so many bytes each, all of them random."""
+def make_engine(
+    folder: Path,
+    files: dict[str, int],
+    *,
+    seed: int = 0,
+    backend_version: str = "1.32.0",
+    cpu: str = "amd64",
+) -> Engine:
+    """An engine with files of so many bytes each, all of them random.
+
+    `backend_version` may be `installed`: then this machine can serve it.
+    """
     source = random.Random(seed)
     lines = []
     for path, size in files.items():
@@ -54,12 +65,27 @@ def make_engine(folder: Path, files: dict[str, int], *, seed: int = 0) -> Engine
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.randbytes(size))
         lines.append(Contents.of(target).file(path))
-    return Engine(folder, make_manifest(seed=seed).model_copy(update={"files": tuple(lines)}))
+    if backend_version == "installed":
+        backend_version = version("onnxruntime")
+    manifest = make_manifest(seed=seed, backend_version=backend_version, cpu=cpu)
+    return Engine(folder, manifest.model_copy(update={"files": tuple(lines)}))
 
 
-def make_manifest(*, seed: int = 0, builder: str = "0.1.0") -> Manifest:
+def make_manifest(
+    *,
+    seed: int = 0,
+    builder: str = "0.1.0",
+    backend_version: str = "1.32.0",
+    cpu: str = "amd64",
+) -> Manifest:
     """The manifest of an engine without files. Other seeds make other keys."""
-    factors: dict[str, str | int] = {"format": 1, "backend": "onnxruntime", "engine.test": seed}
+    factors: dict[str, str | int] = {
+        "format": 1,
+        "backend": "onnxruntime",
+        "backendVersion": backend_version,
+        "architecture.cpu": cpu,
+        "engine.test": seed,
+    }
     return Manifest(
         key=engine_key(factors),
         factors=factors,

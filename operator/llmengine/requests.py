@@ -12,6 +12,7 @@ from pydantic import Field
 
 from llmengine.api.v1alpha1 import DType, Quantization
 from llmengine.artifact import Record
+from llmengine.key import Scope
 
 BUILD_REQUEST_VARIABLE = "LLMENGINE_BUILD_REQUEST"
 SERVE_REQUEST_VARIABLE = "LLMENGINE_SERVE_REQUEST"
@@ -109,6 +110,15 @@ class BuildRequest(Record):
     model_endpoint: S3Endpoint | None = None
     hf_endpoint: str = ""
     job: str = ""
+    scratch_bytes: int | None = Field(
+        default=None,
+        description="Limit of the scratch volume: its pod is evicted beyond it, and cannot see it.",
+    )
+
+    @property
+    def scope(self) -> Scope:
+        """Whose tree of the store the engine belongs to."""
+        return Scope(self.scope_namespace)
 
 
 class ServeRequest(Record):
@@ -119,6 +129,11 @@ class ServeRequest(Record):
     manifest_digest: str
     model_name: str
     store: StoreLocation
+
+    @property
+    def scope(self) -> Scope:
+        """Whose tree of the store the engine belongs to."""
+        return Scope(self.scope_namespace)
 
 
 class BuildResult(Record):

@@ -148,10 +148,18 @@ class Bucket:
         response = self._call("get_object", key, **wanted)
         if not response.get("ContentRange", "").startswith(f"bytes {first}-"):
             raise StoreRefusedError(
-                f"the store at {self._address} does not serve ranges of {self.url(key)}: use a"
+                f"the store at {self.address} does not serve ranges of {self.url(key)}: use a"
                 " store that supports the Range header"
             )
         return cast(Body, response["Body"])
+
+    def read_range(self, key: str, first: int, last: int, *, etag: str | None = None) -> bytes:
+        """A short range, in one piece."""
+        with self.open_range(key, first, last, etag=etag) as body:
+            try:
+                return body.read(last - first + 1)
+            except WIRE_ERRORS as error:
+                raise self.explain(error, "get_object", key) from error
 
     def put_file(self, key: str, body: Any, sha256: str) -> None:
         """Write an object from an open file; the store refuses other bytes than `sha256` (hex)."""
@@ -190,7 +198,7 @@ class Bucket:
 
     def explain(self, error: Exception, operation: str, key: str) -> StoreError:
         """What to raise for an exception of boto3, or of the wire under a Body."""
-        attempted = Attempted(operation, self.url(key), self._address, self._access_key)
+        attempted = Attempted(operation, self.url(key), self.address, self._access_key)
         return explain(error, attempted)
 
     def _call(self, operation: str, key: str, **parameters: Any) -> dict[str, Any]:
@@ -202,7 +210,8 @@ class Bucket:
             raise self.explain(error, operation, key) from error
 
     @property
-    def _address(self) -> str:
+    def address(self) -> str:
+        """How messages name the service."""
         return self.endpoint.endpoint or f"AWS S3 in {self.endpoint.region}"
 
     @property

@@ -1,0 +1,121 @@
+"""One build from its order to its engine in the store: the phases, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmengine.architecture import Architecture
+from llmengine.artifact import Limits
+from llmengine.requests import BuildReason, BuildRequest, BuildResult, Phase
+from llmengine.store import Contents, Store
+from llmengine_builder.backends import CompileOptions, find_backend
+from llmengine_builder.errors import TransientError
+from llmengine_builder.graph import read_model
+from llmengine_builder.progress import Progress
+from llmengine_builder.publish import VerifiedEngine, publish
+from llmengine_builder.resolve import Resolved, resolve
+from llmengine_builder.resources import DISK_BESIDE_MODEL, check_disk, check_memory
+from llmengine_builder.source import Access, Source, SourceFile, open_source
+from llmengine_builder.verify import SLOTS, verify
+
+
+@dataclass(frozen=True)
+class Places:
+    """`scratch`: an empty folder to work in; `mount`: where a pvc:// model's claim is mounted."""
+
+    scratch: Path
+    mount: Path
+
+
+def build(
+    request: BuildRequest, access: Access, places: Places, store: Store, progress: Progress
+) -> BuildResult:
+    """Compile and publish the engine, unless the store has it. Raises BuildError or StoreError."""
+    with progress.phase(Phase.RESOLVE):
+        if (stored := store.get_manifest(request.key, request.scope)) is not None:
+            return _result(request.key, stored.digest, stored.manifest.size_bytes, progress)
+        backend = find_backend(request.backend, request.backend_version)
+        options = _options(request)
+        backend.check(options)
+        device = backend.device(Architecture.parse(request.architecture))
+        source = open_source(request, access, places.scratch, places.mount)
+        resolved = resolve(request, source, places.scratch)
+        check_disk(places.scratch, _disk(resolved, source), request.scratch_bytes)
+        check_memory(backend.host_bytes(resolved.model, options))
+    with progress.phase(Phase.DOWNLOAD):
+        contents = _download(request.uri, source, resolved, progress)
+    with progress.phase(Phase.GRAPH):
+        model = read_model(source.folder)
+    with progress.phase(Phase.COMPILE):
+        folder = places.scratch / "engine"
+        folder.mkdir()
+        compiled = backend.compile(model, options, folder, progress.percent)
+    with progress.phase(Phase.VERIFY):
+        slots = min(SLOTS, request.max_batch_size)
+        verification = verify(
+            lambda: backend.open(compiled, slots),
+            source.folder,
+            request.dtype,
+            compiled.cache.buckets,
+        )
+    with progress.phase(Phase.PUBLISH):
+        engine = VerifiedEngine(
+            compiled=compiled,
+            device=device,
+            verification=verification,
+            descriptions={name: source.folder / name for name in resolved.descriptions},
+            model_files={path.name: path for path in contents},
+            contents=contents,
+        )
+        published = publish(store, request, engine, progress, _now)
+    size = published.manifest.size_bytes
+    return _result(request.key, published.digest, size, progress)
+
+
+def _options(request: BuildRequest) -> CompileOptions:
+    return CompileOptions(
+        dtype=request.dtype,
+        quantization=request.quantization,
+        limits=Limits(
+            max_batch_size=request.max_batch_size,
+            max_sequence_length=request.max_sequence_length,
+            max_batch_tokens=request.max_batch_tokens,
+        ),
+    )
+
+
+def _disk(resolved: Resolved, source: Source) -> int:
+    """Bytes of scratch disk that the build takes at most."""
+    return DISK_BESIDE_MODEL + (resolved.weight_bytes if source.takes_disk else 0)
+
+
+def _download(
+    uri: str, source: Source, resolved: Resolved, progress: Progress
+) -> dict[Path, Contents]:
+    """Fetch the weights, and hash all that was fetched."""
+    source.fetch(list(resolved.weights), progress.of_bytes(resolved.weight_bytes))
+    files: Mapping[str, SourceFile] = {**resolved.weights, **resolved.descriptions}
+    contents = {}
+    for name, file in files.items():
+        found = Contents.of(source.folder / name)
+        if file.sha256 is not None and found.digest != f"sha256:{file.sha256}":
+            raise TransientError(
+                BuildReason.MODEL_UNREACHABLE,
+                f"{name} of {uri} arrived damaged: its SHA-256 is not the one that the hub tells;"
+                " try again",
+            )
+        contents[source.folder / name] = found
+    return contents
+
+
+def _result(key: str, digest: str, size: int, progress: Progress) -> BuildResult:
+    return BuildResult(
+        key=key, manifest_digest=digest, size_bytes=size, seconds=round(progress.elapsed)
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
