@@ -51,7 +51,7 @@ def configure(level: str = "INFO", stream: TextIO = sys.stderr) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     for noisy in ("asyncio", "botocore", "kopf", "kubernetes", "urllib3"):
-        logging.getLogger(noisy).setLevel(max(logging.getLevelName(level), logging.WARNING))
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     sys.excepthook = _process_ends
     threading.excepthook = _thread_ends
 

@@ -271,7 +271,7 @@ class Process:
         wake(self._passes.wake, kind, delivered)
 
     def _pass(self, key: Key) -> float | None:
-        with logs.about(engine="/".join(key)):
+        with logs.about(engine=_name(key)):
             return self._passes.reconcile(key)
 
     def _observe(
@@ -282,7 +282,7 @@ class Process:
             return
         # Of what was foreseen the sentence says all; of a bug the trace is needed.
         trace = None if isinstance(error, KubeError) else error
-        with logs.about(engine="/".join(key)):
+        with logs.about(engine=_name(key)):
             log.warning("pass failed, again in %.1f s: %s", again, error, exc_info=trace)
 
     def _liveness_checks(self) -> Mapping[str, Check]:
@@ -337,6 +337,10 @@ class Process:
         for client in (self._kube, self._audit_kube, self._lease_kube):
             total.update(client.requests)
         return total
+
+
+def _name(key: Key) -> str:
+    return "/".join(part for part in key if part)
 
 
 def _identity() -> str:

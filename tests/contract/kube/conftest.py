@@ -16,6 +16,7 @@ from llmengine_operator.kube_access import Access
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import control_plane
 from tests.cluster.paths import REPOSITORY
+from tests.cluster.waiting import wait_for
 from tests.contract.kube.proxy import ApiProxy
 
 __all__ = ["control_plane"]
@@ -101,10 +102,12 @@ def setting(control_plane: Cluster) -> Setting:
 
 @pytest.fixture
 def namespace(setting: Setting) -> Iterator[str]:
-    """A namespace of the test's own."""
+    """A namespace of the test's own, in which pods can be made."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     api = setting.cluster.api
     api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    accounts = f"/api/v1/namespaces/{name}/serviceaccounts"
+    wait_for(lambda: api.items(accounts), describe="the default service account")
     yield name
     api.request("DELETE", f"/api/v1/namespaces/{name}")
 

@@ -120,7 +120,7 @@ class OperatorProcess:
         """The exit status. Fails the test when the process does not end in time."""
         return self._process.wait(seconds)
 
-    def until(self, condition: Callable[[], bool], seconds: float = 15) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 45) -> None:
         """Waits for something that this process is to bring about."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -40,6 +40,10 @@ class Fault(Enum):
     """503, and running streams are cut."""
     THROTTLED = auto()
     """429."""
+    UNAUTHORIZED = auto()
+    """401, and running streams are cut."""
+    MISSING = auto()
+    """404, as for a kind that the API server does not have yet."""
     BLACK_HOLE = auto()
     """No answer; running streams stay open and bring nothing more."""
     CUT = auto()
@@ -49,6 +53,13 @@ class Fault(Enum):
 
 
 Faults = Callable[[Seen], Fault]
+
+_STATUS = {
+    Fault.UNAVAILABLE: (503, "ServiceUnavailable"),
+    Fault.THROTTLED: (429, "TooManyRequests"),
+    Fault.UNAUTHORIZED: (401, "Unauthorized"),
+    Fault.MISSING: (404, "NotFound"),
+}
 
 
 class ApiProxy:
@@ -105,11 +116,9 @@ class ApiProxy:
         agent = request.headers.get("User-Agent", "")
         seen = Seen(request.method, request.path, request.query_string, agent)
         self.requests.append(seen)
-        match self.faults(seen):
-            case Fault.UNAVAILABLE:
-                return _status(503, "ServiceUnavailable")
-            case Fault.THROTTLED:
-                return _status(429, "TooManyRequests")
+        match fault := self.faults(seen):
+            case Fault.UNAVAILABLE | Fault.THROTTLED | Fault.UNAUTHORIZED | Fault.MISSING:
+                return _status(*_STATUS[fault])
             case Fault.BLACK_HOLE:
                 await self._while(seen, Fault.BLACK_HOLE)
                 return _cut(request)
@@ -147,7 +156,7 @@ class ApiProxy:
             while True:
                 done, _ = await asyncio.wait([pending], timeout=0.05)
                 match self.faults(seen):
-                    case Fault.UNAVAILABLE | Fault.CUT:
+                    case Fault.UNAVAILABLE | Fault.UNAUTHORIZED | Fault.CUT:
                         raise ConnectionError
                     case Fault.BLACK_HOLE:
                         await self._while(seen, Fault.BLACK_HOLE)

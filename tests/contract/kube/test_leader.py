@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,20 @@ def holder(kube: KubeClient, namespace: str) -> str:
     return str(kube.get(LEASE, namespace, LEASE_NAME)["spec"].get("holderIdentity", ""))
 
 
+def held_for(kube: KubeClient, namespace: str) -> float:
+    """Seconds from the lease's acquisition to its last renewal."""
+    spec = kube.get(LEASE, namespace, LEASE_NAME)["spec"]
+    acquired, renewed = (datetime.fromisoformat(spec[k]) for k in ("acquireTime", "renewTime"))
+    return (renewed - acquired).total_seconds()
+
+
 def test_only_one_of_two_works_and_both_are_ready(
     pair: tuple[OperatorProcess, OperatorProcess], kube: KubeClient, namespace: str
 ) -> None:
     first, second = pair
     kube.create(LLMENGINE, an_engine(namespace, "chat"))
     first.until(lambda: first.said(ends=f"{namespace}/chat"))
-    time.sleep(LEASE_SECONDS * 1.2)  # the lease is renewed all the while
+    first.until(lambda: held_for(kube, namespace) > LEASE_SECONDS * 1.2)
     assert holder(kube, namespace) == "operator-a"
     assert second.lines == []
     for process in pair:
@@ -74,7 +82,7 @@ def test_after_a_kill_the_other_takes_over_when_the_lease_has_run_out(
     second.until_working()
     took = time.monotonic() - killed
     print(f"taken over {took:.1f} s after SIGKILL, lease {LEASE_SECONDS} s")
-    assert LEASE_SECONDS - 1.5 < took < LEASE_SECONDS + 2
+    assert LEASE_SECONDS - 1.5 < took < LEASE_SECONDS + 4
     assert holder(kube, namespace) == "operator-b"
     kube.create(LLMENGINE, an_engine(namespace, "chat"))
     second.until(lambda: second.said(ends=f"{namespace}/chat"))

@@ -49,7 +49,7 @@ def test_an_operator_refuses_older_crds_and_says_what_to_run(
     setting: Setting, operator: OperatorProcess, installed: str | None
 ) -> None:
     with revision(setting, installed), operator:
-        assert operator.wait(10) == 3
+        assert operator.wait(30) == 3
         assert operator.last_words() == (
             "the CRD llmengines.llmengine.io is of revision 0, this operator needs"
             f" {SCHEMA_REVISION}; run: helm upgrade --install llmengine-crds charts/llmengine-crds"
@@ -72,7 +72,8 @@ def test_an_api_server_that_is_away_at_the_start_is_waited_for(
         assert operator.probe("/healthz") == 200
         assert operator.probe("/readyz") == 503
         proxy.faults = lambda seen: Fault.CUT
-        time.sleep(1)
+        asked = len(proxy.requests)
+        operator.until(lambda: len(proxy.requests) > asked + 2)
         proxy.faults = lambda seen: Fault.NONE
         operator.until(lambda: operator.said(ends=f"{namespace}/chat"))
         assert operator.probe("/readyz") == 200
@@ -98,7 +99,7 @@ def test_a_kind_that_may_not_be_watched_ends_the_process_with_its_name(
     setting.allow([rule for rule in RULES if "jobs" not in rule["resources"]])
     try:
         with operator:
-            assert operator.wait(15) == 1
+            assert operator.wait(30) == 1
             assert "jobs" in operator.last_words()
     finally:
         setting.allow(RULES)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llmengine_operator.kinds import LLMENGINE
+from llmengine_operator.kinds import JOB, LLMENGINE
 from llmengine_operator.kube import KubeClient
-from tests.contract.kube.conftest import RULES, Setting, an_engine
+from tests.contract.kube.conftest import RULES, Setting, a_managed_job, an_engine
 from tests.contract.kube.operator_process import QUICK, OperatorProcess
 from tests.contract.kube.proxy import ApiProxy, Fault, Faults, Seen
 
@@ -104,6 +104,9 @@ def broken(breaks: Break, setting: Setting, proxy: ApiProxy) -> Iterator[Heal]:
         pytest.param(taking_away("pods"), QUICK, None, "cannot list Pod", id="403 for one kind"),
         pytest.param(always(Fault.THROTTLED), QUICK, None, "429", id="429 for everything"),
         pytest.param(
+            of_kopf(Fault.UNAUTHORIZED), NO_AUDIT, None, "LoginError", id="401 for the watches"
+        ),
+        pytest.param(
             of_kopf(Fault.BLACK_HOLE), QUICK, None, "has not delivered", id="watches hang"
         ),
         pytest.param(
@@ -117,13 +120,17 @@ def broken(breaks: Break, setting: Setting, proxy: ApiProxy) -> Iterator[Heal]:
             always(Fault.BLACK_HOLE), QUICK, None, "did not answer", id="everything hangs"
         ),
         pytest.param(
-            always(Fault.BLACK_HOLE), QUICK, 4, "at once: the lease", id="everything hangs: lease"
+            always(Fault.BLACK_HOLE),
+            NO_AUDIT,
+            4,
+            "at once: the lease",
+            id="everything hangs: lease",
         ),
         pytest.param(
             stopped_api_server, QUICK, None, "did not answer", id="the API server is stopped"
         ),
         pytest.param(
-            stopped_api_server, QUICK, 4, "at once: the lease", id="the API server stops: lease"
+            stopped_api_server, NO_AUDIT, 4, "at once: the lease", id="the API server stops: lease"
         ),
         pytest.param(killed_api_server, QUICK, None, "", id="the API server is killed"),
     ],
@@ -156,12 +163,25 @@ def test_the_process_ends_with_an_error_and_a_fresh_one_works(  # noqa: PLR0917 
             assert "this process ends" in first.last_words()
             # The kubelet starts the next one while nothing is healed yet.
             with fresh:
-                time.sleep(0.5)
+                fresh.until(lambda: fresh.probe("/healthz") == 200)
                 heal()
-                fresh.until(lambda: fresh.said(ends=f"{namespace}/before"), BOUND)
+                fresh.until(lambda: fresh.said(ends=f"{namespace}/before"))
                 kube.create(LLMENGINE, an_engine(namespace, "after"))
                 fresh.until(lambda: fresh.said(ends=f"{namespace}/after"))
                 assert fresh.probe("/healthz") == 200
+
+
+def test_a_kind_that_discovery_did_not_know_at_the_start_is_not_missed_for_ever(
+    setting: Setting, proxy: ApiProxy, kube: KubeClient, namespace: str, tmp_path: Path
+) -> None:
+    """kopf would go on without it: it logs that the kind cannot be served, and looks no more."""
+    proxy.faults = lambda seen: Fault.MISSING if seen.path == "/apis/batch/v1" else Fault.NONE
+    operator = OperatorProcess(tmp_path, setting.kubeconfig(tmp_path, proxy.port))
+    with operator:
+        operator.until(lambda: operator.logged("Unresolved resources cannot be served"))
+        kube.create(JOB, a_managed_job(namespace, "build"))
+        assert operator.wait(BOUND) == 1
+    assert "the watch of jobs has not delivered" in operator.last_words()
 
 
 def test_a_healthy_quiet_cluster_ends_nothing(
@@ -170,7 +190,7 @@ def test_a_healthy_quiet_cluster_ends_nothing(
     operator = OperatorProcess(tmp_path, setting.kubeconfig(tmp_path, proxy.port))
     with operator:
         operator.until_working()
-        operator.until(lambda: sum(_audits_pods(seen) for seen in proxy.requests) >= 6, seconds=30)
+        operator.until(lambda: sum(_audits_pods(seen) for seen in proxy.requests) >= 6)
         assert operator.probe("/healthz") == 200
         operator.send(signal.SIGTERM)
         assert operator.wait(5) == 0
@@ -194,5 +214,5 @@ def test_an_api_server_that_restarts_within_the_patience_is_survived(
         operator.until(lambda: operator.said(ends=f"{namespace}/before"))
         setting.cluster.restart("kube-apiserver")
         kube.create(LLMENGINE, an_engine(namespace, "after"))
-        operator.until(lambda: operator.said(ends=f"{namespace}/after"), seconds=40)
+        operator.until(lambda: operator.said(ends=f"{namespace}/after"))
         assert operator.probe("/healthz") == 200
