@@ -85,6 +85,10 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"the model's chat template refused the messages: {error}"
             ) from error
+        except Exception as error:  # a template may do anything that Python can
+            raise InvalidRequestError(
+                f"the model's chat template failed on the messages: {error!r}"
+            ) from error
 
 
 def parse_messages(text: str) -> list[dict[str, Any]]:

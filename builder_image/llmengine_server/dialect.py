@@ -96,6 +96,9 @@ _NEUTRAL: Mapping[str, tuple[tuple[object, ...], str]] = {
     "guided_decoding_guide_type": (("",), "guided decoding is not available"),
     "guided_decoding_guide": (("",), "guided decoding is not available"),
 }
+# The longest tokens are runs of spaces. What is longer need not be tokenized to be refused, which
+# would hold up everybody else's requests.
+_MOST_CHARACTERS_PER_TOKEN = 128
 # Request parameters that clients' libraries send of themselves.
 _TRANSPORT = "triton_"
 
@@ -188,6 +191,11 @@ class Dialect:
         return self._encode(text, special=True)
 
     def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
+        if len(text) > self._limit * _MOST_CHARACTERS_PER_TOKEN:
+            raise InvalidRequestError(
+                f"the prompt has {len(text)} characters, which cannot be {self._limit} tokens or"
+                " less (spec.engine.maxSequenceLength): shorten the prompt"
+            )
         if not text.isascii():
             try:
                 text.encode()

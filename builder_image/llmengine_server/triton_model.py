@@ -90,7 +90,11 @@ class TritonPythonModel:
                     next(self._ids), _tensors(request), json.loads(request.parameters() or "{}")
                 )
             except InvalidRequestError as error:
-                responder.refuse(str(error))
+                responder.fail(str(error), "INVALID_ARG")
+                continue
+            except Exception as error:  # one request must not be the end of the others
+                log.exception("a request could not be understood")
+                responder.fail(f"the server could not understand the request: {error!r}")
                 continue
             responder.request = understood
             generation = understood.generation
@@ -123,7 +127,7 @@ class _Responder:
 
     def send(self, reply: Reply) -> None:
         if reply.finish in _ERRORS:
-            self._error(reply.message or reply.finish.value, _ERRORS[reply.finish])
+            self.fail(reply.message or reply.finish.value, _ERRORS[reply.finish])
             return
         outputs = [_strings("text_output", reply.text)]
         if reply.finish is not None:
@@ -135,13 +139,11 @@ class _Responder:
         response = pb_utils.InferenceResponse(output_tensors=outputs)
         self._sender.send(response, flags=0 if reply.finish is None else self._final)
 
-    def refuse(self, sentence: str) -> None:
-        self._error(sentence, "INVALID_ARG")
-
     def cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
 
-    def _error(self, message: str, code: str) -> None:
+    def fail(self, message: str, code: str = "INTERNAL") -> None:
+        """End the request with an error; `code`: its name in `pb_utils.TritonError`."""
         error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
         self._sender.send(pb_utils.InferenceResponse(error=error), flags=self._final)
 

@@ -84,8 +84,13 @@ def test_a_templates_own_refusal_reaches_the_client() -> None:
     ],
 )
 def test_a_template_cannot_leave_its_sandbox(source: str) -> None:
-    with pytest.raises((InvalidRequestError, OverflowError)):
+    with pytest.raises(InvalidRequestError, match="chat template"):
         render(source)
+
+
+def test_a_template_that_fails_is_not_the_servers_end() -> None:
+    with pytest.raises(InvalidRequestError, match="failed on the messages: ZeroDivisionError"):
+        render("{{ 1 // 0 }}")
 
 
 def test_a_broken_template_is_the_engines_fault_and_said_at_start() -> None:

@@ -174,6 +174,7 @@ def test_what_asks_for_nothing_is_accepted() -> None:
          "text_input must hold one value: send one prompt in each request (got shape [2, 1])"),
         ({"text_input": "a" * 64},
          "the prompt has 65 tokens; with at least one token of answer this engine takes 64"),
+        ({"text_input": " " * 8193}, "the prompt has 8193 characters, which cannot be 64 tokens"),
         ({"text_input": "a" * 9, "max_tokens": 60},
          "the prompt has 10 tokens and max_tokens is 60, together 70; this engine takes 64"
          " (spec.engine.maxSequenceLength): send max_tokens 54 or less"),
