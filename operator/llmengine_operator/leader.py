@@ -126,6 +126,7 @@ class Leadership:
         self._now = now
         self._sighting = Sighting()
         self._lease: Mapping[str, Any] | None = None
+        self._writing = threading.Lock()
         self._renewed = 0.0
 
     @property
@@ -154,21 +155,26 @@ class Leadership:
         """Renews until stopped. Raises LostLeaseError when somebody else has the Lease."""
         wait = self._timing.renewal
         while not stop.wait(wait):
-            try:
-                wait = self._timing.renewal if self._renew() else self._timing.retry
-            except KubeError as error:
-                log.warning("the lease was not renewed: %s", error)
-                wait = self._timing.retry
+            with self._writing:
+                if stop.is_set():  # and perhaps released, while this waited for its turn
+                    return
+                try:
+                    renewed = self._renew()
+                except KubeError as error:
+                    log.warning("the lease was not renewed: %s", error)
+                    renewed = False
+            wait = self._timing.renewal if renewed else self._timing.retry
 
     def release(self) -> None:
-        """Lets the next one begin at once. After keep() has ended, and all work."""
-        if self._lease is None:
-            return
-        try:
-            self._kube.replace(LEASE, released(self._lease, self._now()))
-            log.info("the lease is released")
-        except KubeError as error:
-            log.warning("the lease was not released, the next leader has to wait: %s", error)
+        """Lets the next one begin at once. After all work, and after keep() was stopped."""
+        with self._writing:
+            if self._lease is None:
+                return
+            try:
+                self._kube.replace(LEASE, released(self._lease, self._now()))
+                log.info("the lease is released")
+            except KubeError as error:
+                log.warning("the lease was not released, the next leader has to wait: %s", error)
 
     def _try_to_acquire(self) -> str:
         """The holder; ourselves if it worked."""

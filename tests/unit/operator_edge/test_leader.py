@@ -153,6 +153,23 @@ def test_a_released_lease_is_taken_at_the_next_look(kube: FakeKube) -> None:
     assert waiting.waits[0] <= 1
 
 
+def test_a_renewal_under_way_does_not_take_a_released_lease_back(kube: FakeKube) -> None:
+    clock = Clock()
+    first = candidate(kube, "first", clock)
+    first.acquire(threading.Event())
+
+    class Stopped(threading.Event):
+        """Is set, and the lease released, in the moment after keep() has looked."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.set()
+            first.release()
+            return False
+
+    first.keep(Stopped())
+    assert holder(kube) is None
+
+
 def test_a_container_that_was_restarted_in_its_pod_need_not_wait(kube: FakeKube) -> None:
     clock = Clock()
     candidate(kube, "pod-1", clock).acquire(threading.Event())
