@@ -212,9 +212,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "name", nargs="*", choices=[*TOOLS, []], help=f"of: {', '.join(TOOLS)}; default all"
-    )
+    parser.add_argument("name", nargs="*", help=f"of {', '.join(TOOLS)}; all by default")
     names = parser.parse_args().name or list(TOOLS)
     try:
         for binary in build(*names).values():
