@@ -37,7 +37,7 @@ def engine(changes: Mapping[str, Any] | None = None, *, name: str = "chat") -> d
 
 
 def runtime(
-    changes: Mapping[str, Any] | None = None, *, name: str = "onnxruntime-1.32.0"
+    changes: Mapping[str, Any] | None = None, *, name: str = "of-the-crd-tests"
 ) -> dict[str, Any]:
     """An EngineRuntime, with changes as those of `engine`."""
     return _changed(
