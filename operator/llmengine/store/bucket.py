@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -82,10 +83,7 @@ class Bucket:
         self.name = name
         self.endpoint = endpoint
         self._credentials = credentials
-        self._session = boto3.session.Session()
-        self._client = _connect(
-            self._session, endpoint, credentials, timeouts or Timeouts(), connections
-        )
+        self._client = _connect(endpoint, credentials, timeouts or Timeouts(), connections)
 
     def url(self, key: str = "") -> str:
         """How messages name an object, or the bucket."""
@@ -218,12 +216,21 @@ class Bucket:
     def _access_key(self) -> str:
         if self._credentials is not None:
             return self._credentials.access_key_id
-        found = self._session.get_credentials()
+        found = _session().get_credentials()
         return str(found.access_key) if found is not None else ""
 
 
+@cache
+def _session() -> Any:
+    """One for all buckets: each session holds a description of S3 of its own, 13 MB of memory."""
+    return boto3.session.Session()
+
+
+# Sessions are not safe to share between threads, the clients that they make are.
+_connecting = threading.Lock()
+
+
 def _connect(
-    session: Any,
     endpoint: S3Endpoint,
     credentials: Credentials | None,
     timeouts: Timeouts,
@@ -237,14 +244,15 @@ def _connect(
             "aws_session_token": credentials.session_token,
         }
     try:
-        return session.client(
-            "s3",
-            region_name=endpoint.region,
-            endpoint_url=endpoint.endpoint or None,
-            verify=_ca_file(endpoint.ca_pem) if endpoint.ca_pem else None,
-            config=_config(endpoint, timeouts, connections),
-            **static,
-        )
+        with _connecting:
+            return _session().client(
+                "s3",
+                region_name=endpoint.region,
+                endpoint_url=endpoint.endpoint or None,
+                verify=_ca_file(endpoint.ca_pem) if endpoint.ca_pem else None,
+                config=_config(endpoint, timeouts, connections),
+                **static,
+            )
     except ValueError as error:
         raise StoreRefusedError(
             f'"{endpoint.endpoint}" is not the address of an S3 service: write it as'

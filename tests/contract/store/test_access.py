@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from llmengine.store import (
     StoreUnreachableError,
     Timeouts,
 )
+from llmengine.store.bucket import _session
 from tests.cluster.ports import free_port
 from tests.cluster.s3 import S3Server
 from tests.cluster.toxiproxy import Proxy
@@ -27,6 +28,18 @@ from tests.contract.store.place import IMPATIENT, Place
 from tests.engines import make_engine, make_manifest
 
 MANIFEST = f"engines/test/v1/engines/{make_manifest().key}/manifest.json"
+
+
+@pytest.fixture
+def no_ambient_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """boto3 finds nothing by itself, and remembers nothing that it found before or after."""
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    _session.cache_clear()
+    yield
+    _session.cache_clear()
 
 
 def look(store: Store) -> None:
@@ -104,15 +117,13 @@ def test_a_writer_of_one_scope_may_not_write_another(place: Place, tmp_path: Pat
         engine.publish(store)
 
 
-def test_no_credentials_at_all_say_where_to_put_them(
-    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("HOME", str(tmp_path))
+@pytest.mark.usefixtures("no_ambient_credentials")
+def test_no_credentials_at_all_say_where_to_put_them(place: Place) -> None:
     with pytest.raises(StoreDeniedError, match="name a Secret with AWS_ACCESS_KEY_ID and"):
         look(Store(place.location, None, timeouts=IMPATIENT))
 
 
+@pytest.mark.usefixtures("no_ambient_credentials")
 def test_without_a_secret_boto3s_own_chain_is_used(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
