@@ -37,11 +37,16 @@ ENGINE = {
 @pytest.fixture
 def empty(chart_cluster: Cluster, cluster_helm: Helm) -> Iterator[Helm]:
     """Helm, on a cluster without releases and kinds of ours. Namespaces stay: they end slowly."""
+    _clear(chart_cluster, cluster_helm)
     yield cluster_helm
-    for line in cluster_helm.run("list", "--all-namespaces", "--short", "--all").split():
-        namespace = SYSTEM if line.startswith("llmengine-operator") else "default"
-        cluster_helm.run("uninstall", line, "--namespace", namespace)
-    chart_cluster.kubectl("delete", "crd", *KINDS, "--ignore-not-found")
+    _clear(chart_cluster, cluster_helm)
+
+
+def _clear(cluster: Cluster, helm: Helm) -> None:
+    for release in helm.run("list", "--all-namespaces", "--short", "--all").split():
+        namespace = SYSTEM if release == "llmengine-operator" else "default"
+        helm.run("uninstall", release, "--namespace", namespace)
+    cluster.kubectl("delete", "crd", *KINDS, "--ignore-not-found")
 
 
 @pytest.fixture
