@@ -63,10 +63,10 @@ class BuildQueue:
         """What an engine wants now. Whether that is news."""
         with self._lock:
             self._expected.discard(engine)
-            before = self._wishes.get(engine, ()), self._keys.get(engine)
+            before = _identities(self._wishes.get(engine, ())), self._keys.get(engine)
             self._wishes[engine] = decision.wishes
             self._keys[engine] = decision.keys
-            return before != (decision.wishes, decision.keys)
+            return before != (_identities(decision.wishes), decision.keys)
 
     def forget(self, engine: EngineId) -> None:
         """The engine is gone."""
@@ -202,3 +202,7 @@ class BuildQueue:
             return f"the Job was refused in namespace {place}: {error.message}"
         log.info("started Job %s/%s", place, job["metadata"]["name"])
         return ""
+
+
+def _identities(wishes: Iterable[Wish]) -> list[object]:
+    return [wish.identity for wish in wishes]

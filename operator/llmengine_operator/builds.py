@@ -114,7 +114,7 @@ def _running(attempt: Attempt) -> Assessment:
     return Assessment(
         EngineState.BUILDING if started else EngineState.PENDING,
         attempt.reason,
-        attempt.message,
+        attempt.message or f"Job {attempt.namespace}/{attempt.name}",
         attempt=attempt,
         stalled=attempt.reason == Reason.CONTAINER_CONFIG_INVALID,
     )
@@ -209,7 +209,7 @@ def schedule(
             continue
         here = per_architecture[candidate.architecture]
         if total >= limits.max_concurrent:
-            waiting[candidate.key] = f"waits for one of {total} builds to end"
+            waiting[candidate.key] = f"waits: {limits.max_concurrent} builds run at a time"
         elif here >= limits.max_concurrent_per_architecture:
             waiting[candidate.key] = f"waits for the build that runs on {candidate.architecture}"
         else:

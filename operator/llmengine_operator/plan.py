@@ -82,6 +82,19 @@ class Wish:
     since: datetime
     not_before: datetime
 
+    @property
+    def identity(self) -> tuple[str, str, int, str, bool, datetime]:
+        """What makes it another wish; the engine's status, which the order holds too, does not."""
+        order = self.order
+        return (
+            order.target.key,
+            order.options,
+            order.number,
+            order.request,
+            self.first,
+            self.not_before,
+        )
+
 
 @dataclass(frozen=True)
 class TargetPlan:
@@ -281,7 +294,9 @@ def _to_build(this: _Pass, target: Target) -> tuple[TargetPlan, Wish | None]:
             tries_left=verdict.tries_left,
             request=ask.request,
         )
-        wish = Wish(order, serving is None, engine.created, verdict.start_at)
+        # A time that is past stands still, or each pass would bring news.
+        due = engine.created if verdict.start_at <= this.now else verdict.start_at
+        wish = Wish(order, serving is None, engine.created, due)
     look_again = verdict.look_again
     if row.state is EngineState.BUILDING:
         look_again = min(look_again or PROGRESS_POLL, PROGRESS_POLL)

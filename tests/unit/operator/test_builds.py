@@ -179,7 +179,7 @@ def test_first_builds_go_before_rebuilds_and_the_oldest_wish_first() -> None:
         LIMITS,
     )
     assert plan.start == ("old", "young")
-    assert plan.waiting == {"rebuild": "waits for one of 2 builds to end"}
+    assert plan.waiting == {"rebuild": "waits: 2 builds run at a time"}
 
 
 def test_one_build_runs_on_an_architecture_at_a_time() -> None:
