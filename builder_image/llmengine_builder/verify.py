@@ -33,8 +33,8 @@ MEAN_RELATIVE_ERROR: Mapping[DType, float] = {
 LOGIT_GAP = 0.5
 # Of any verified sequence, in tokens.
 LONGEST_PROMPT = 512
-# Below most engines' own, so that long prompts come in several pieces, the last one shorter.
-_CHUNK = 200
+# Below most engines' own, so that a long prompt comes in several pieces, the last one shorter.
+LONGEST_CHUNK = 200
 _STEPS = 8
 _SEED = 20240229
 
@@ -128,7 +128,7 @@ def _run(session: Session, buckets: tuple[int, ...]) -> list[_Sequence]:
 
 def _prefill(session: Session, slot: int, sequence: _Sequence) -> None:
     prompt = list(sequence.tokens)
-    size = min(session.max_batch_tokens, _CHUNK)
+    size = min(session.max_batch_tokens, LONGEST_CHUNK)
     for past in range(0, len(prompt), size):
         row = session.prefill(slot, prompt[past : past + size], past)
     sequence.extend(row)
