@@ -19,7 +19,9 @@ demo-down: .venv/ready ## End the demo's cluster
 .PHONY: test
 test: lint tools ## Lint, then every test: unit, contract, cluster, e2e, faults
 	$(BIN)/pytest tests/unit
-	$(BIN)/pytest tests/contract tests/cluster tests/e2e tests/faults
+	$(BIN)/pytest tests/contract
+	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest tests/e2e tests/faults
 
 .PHONY: unit
 unit: .venv/ready ## Tests that need nothing and take seconds
@@ -46,6 +48,7 @@ tools: ## Debian packages and Go programs that tests and demo run
 .PHONY: generate
 generate: .venv/ready ## Write what is generated from the models
 	$(BIN)/python -m llmengine.api.crd crds
+	$(BIN)/python charts/generate.py
 
 .PHONY: golden
 golden: ## Record anew what transformers computes (installs torch, several GB, beside the project)

@@ -28,6 +28,8 @@ class Reason(StrEnum):
     CLAIM_NOT_FOUND = "ClaimNotFound"
     MODEL_ENDPOINT_UNKNOWN = "ModelEndpointUnknown"
     NAME_TAKEN = "NameTaken"
+    SELECTOR_CONFLICT = "SelectorConflict"
+    CPU_REQUEST_MISSING = "CPURequestMissing"
     APPLY_REFUSED = "ApplyRefused"
     # Store
     STORE_UNREADABLE = "StoreUnreadable"

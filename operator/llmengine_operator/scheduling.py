@@ -20,7 +20,7 @@ def allows(
     defaults: PodDefaults,
 ) -> bool:
     """Whether a pod with these constraints, and its runtime's, may run on this node."""
-    wanted = {**defaults.node_selector, **selector}
+    wanted = {**selector, **defaults.node_selector}
     if any(node.labels.get(key) != value for key, value in wanted.items()):
         return False
     accepted = [*defaults.tolerations, *tolerations]

@@ -115,7 +115,7 @@ class LLMEngineStatus(ApiModel):
         default_factory=list,
         max_length=64,
         description="The engines that the spec asks for.",
-        json_schema_extra=keyed_by("key"),
+        json_schema_extra=keyed_by("key", "architecture"),
     )
     serving: list[ServingStatus] = Field(
         default_factory=list,

@@ -76,8 +76,8 @@ def pod_spec(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "nodeSelector": {
-            **defaults.node_selector,
             **node_selector,
+            **defaults.node_selector,
             "kubernetes.io/arch": architecture.cpu,
         },
     }
