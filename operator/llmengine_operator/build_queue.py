@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from llmengine_operator.builds import Candidate, schedule
 from llmengine_operator.config import Config
@@ -23,15 +23,33 @@ from llmengine_operator.kube_errors import (
     InvalidError,
     NotFoundError,
 )
-from llmengine_operator.observation import AttemptState
-from llmengine_operator.plan import Decision, Wish
+from llmengine_operator.observation import AttemptState, Engine
+from llmengine_operator.plan import UNKNOWN_OPTIONS, Decision, Wish
 from llmengine_operator.read_builds import Build, read_builds
-from llmengine_operator.resources.build_job import build_job, build_namespace
+from llmengine_operator.resources.build_job import build_job, build_namespace, job_name
 from llmengine_operator.resources.pod import owner_reference
 
 log = logging.getLogger(__name__)
 
 EngineId = tuple[str, str]
+
+# What a waiting build waits for may end unseen: a quota, or a namespace that is not there.
+WAITING_POLL = timedelta(seconds=15)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What one engine wants. `engine` is None when its spec cannot be read."""
+
+    engine: Engine | None
+    wishes: tuple[Wish, ...]
+    keys: Mapping[str, str]
+
+    def same_as(self, other: _Told | None) -> bool:
+        """Whether a pass over the Jobs would come to the same."""
+        if other is None or self.keys != other.keys:
+            return False
+        return [w.identity for w in self.wishes] == [w.identity for w in other.wishes]
 
 
 @dataclass(frozen=True)
@@ -49,31 +67,35 @@ class BuildQueue:
         self._kube = kube
         self._config = config
         self._lock = threading.Lock()
-        self._wishes: dict[EngineId, tuple[Wish, ...]] = {}
-        self._keys: dict[EngineId, frozenset[str] | None] = {}
+        self._told: dict[EngineId, _Told] = {}
         self._expected: set[EngineId] = set()
         self._waiting: dict[str, str] = {}
 
     def expect(self, engines: Iterable[EngineId]) -> None:
         """Engines that exist and were not passed over yet: until then no Job is unwanted."""
         with self._lock:
-            self._expected |= set(engines) - self._keys.keys()
+            self._expected |= set(engines) - self._told.keys()
 
-    def tell(self, engine: EngineId, decision: Decision) -> bool:
+    def tell(self, engine: Engine, decision: Decision) -> bool:
         """What an engine wants now. Whether that is news."""
+        return self._tell(engine.id, _Told(engine, decision.wishes, decision.keys))
+
+    def tell_unreadable(self, engine: EngineId, keys: Mapping[str, str]) -> bool:
+        """The same of an engine whose spec cannot be read: it keeps what it wanted before."""
+        return self._tell(engine, _Told(None, (), keys))
+
+    def _tell(self, engine: EngineId, told: _Told) -> bool:
         with self._lock:
             self._expected.discard(engine)
-            before = _identities(self._wishes.get(engine, ())), self._keys.get(engine)
-            self._wishes[engine] = decision.wishes
-            self._keys[engine] = decision.keys
-            return before != (_identities(decision.wishes), decision.keys)
+            before = self._told.get(engine)
+            self._told[engine] = told
+            return not told.same_as(before)
 
     def forget(self, engine: EngineId) -> None:
         """The engine is gone."""
         with self._lock:
             self._expected.discard(engine)
-            self._wishes.pop(engine, None)
-            self._keys.pop(engine, None)
+            self._told.pop(engine, None)
 
     def waiting(self) -> Mapping[str, str]:
         """For each key that waits for its turn, a sentence."""
@@ -83,26 +105,28 @@ class BuildQueue:
     def engines_of(self, key: str) -> list[EngineId]:
         """Who wants a key."""
         with self._lock:
-            return [engine for engine, keys in self._keys.items() if keys and key in keys]
+            return [engine for engine, told in self._told.items() if key in told.keys]
 
     def run(self, now: datetime) -> Outcome:
         """One pass: start what may start, delete what nobody wants. Raises KubeError."""
         builds = self._read(now)
         with self._lock:
-            wishes = [wish for many in self._wishes.values() for wish in many]
-            known = [keys for keys in self._keys.values() if keys is not None]
-            complete = not self._expected and len(known) == len(self._keys)
+            told = list(self._told.values())
+            complete = not self._expected
         if complete:
-            builds = self._delete_unwanted(builds, frozenset[str]().union(*known))
+            builds = self._delete_unwanted(builds, told)
         builds = self._delete_superseded(builds)
-        self._share(builds, wishes)
+        self._share(builds, told)
+        wishes = [wish for each in told for wish in each.wishes]
         waiting = self._start([wish for wish in wishes if wish.not_before <= now], builds)
         with self._lock:
             before, self._waiting = self._waiting, waiting
         changed = {key for key in {*before, *waiting} if before.get(key) != waiting.get(key)}
         later = [(w.not_before - now).total_seconds() for w in wishes if w.not_before > now]
-        told = frozenset(engine for key in changed for engine in self.engines_of(key))
-        return Outcome(told, min(later, default=None))
+        if waiting:
+            later.append(WAITING_POLL.total_seconds())
+        engines = frozenset(engine for key in changed for engine in self.engines_of(key))
+        return Outcome(engines, min(later, default=None))
 
     def _read(self, now: datetime) -> list[Build]:
         if not self._config.watch_namespaces:
@@ -110,14 +134,19 @@ class BuildQueue:
         places = sorted({*self._config.watch_namespaces, self._config.builds.namespace})
         return [build for place in places for build in read_builds(self._kube, place, {}, now)]
 
-    def _delete_unwanted(self, builds: Sequence[Build], wanted: frozenset[str]) -> list[Build]:
+    def _delete_unwanted(self, builds: Sequence[Build], told: Iterable[_Told]) -> list[Build]:
         """A Job that no engine wants any more ends at once: it holds a node."""
+        wanted: dict[str, set[str]] = {}
+        for each in told:
+            for key, options in each.keys.items():
+                wanted.setdefault(key, set()).add(options)
         kept = []
         for build in builds:
-            if build.attempt.key in wanted:
-                kept.append(build)
+            why = _unwanted(build, wanted.get(build.attempt.key))
+            if why:
+                self._delete(build, why)
             else:
-                self._delete(build, "no engine wants it any more")
+                kept.append(build)
         return kept
 
     def _delete_superseded(self, builds: Sequence[Build]) -> list[Build]:
@@ -144,38 +173,45 @@ class BuildQueue:
             self._kube.delete(JOB, attempt.namespace, attempt.name, uid=attempt.uid)
         except (NotFoundError, ConflictError):
             log.debug("Job %s/%s was gone already", attempt.namespace, attempt.name)
+        except ForbiddenError as error:
+            log.warning("%s", error)
 
-    def _share(self, builds: Sequence[Build], wishes: Sequence[Wish]) -> None:
-        """Engines of one namespace that want one Job each own it: it ends with the last of them."""
-        for wish in wishes:
-            engine, target = wish.order.engine, wish.order.target
-            if target.scope.is_cluster:
+    def _share(self, builds: Sequence[Build], told: Iterable[_Told]) -> None:
+        """Engines of one namespace that want one Job each own it: it ends with the last of them.
+
+        A Job without owners is that of the whole cluster.
+        """
+        wanting = [(each.engine, each.keys) for each in told if each.engine is not None]
+        for build in builds:
+            owners = {o["uid"] for o in build.job["metadata"].get("ownerReferences", [])}
+            if not owners or not build.attempt.active:
                 continue
-            for build in builds:
-                owners = build.job["metadata"].get("ownerReferences", [])
-                same_place = build.attempt.namespace == engine.namespace
-                if not same_place or build.attempt.key != target.key or not build.attempt.active:
-                    continue
-                if any(owner["uid"] == engine.uid for owner in owners):
-                    continue
-                # A manager of its own, so that each engine's reference stands by itself.
-                self._kube.apply(
-                    JOB,
-                    {
-                        "metadata": {
-                            "name": build.attempt.name,
-                            "namespace": build.attempt.namespace,
-                            "ownerReferences": [owner_reference(engine, controller=False)],
-                        }
-                    },
-                    manager=f"llmengine-{engine.uid}",
-                )
+            for engine, keys in wanting:
+                here = engine.namespace == build.attempt.namespace
+                if here and build.attempt.key in keys and engine.uid not in owners:
+                    self._own(build, engine)
+
+    def _own(self, build: Build, engine: Engine) -> None:
+        attempt = build.attempt
+        metadata = {
+            "name": attempt.name,
+            "namespace": attempt.namespace,
+            "uid": attempt.uid,  # an apply to a Job that is gone must not make another
+            "ownerReferences": [owner_reference(engine, controller=False)],
+        }
+        try:
+            # A manager of its own, so that each engine's reference stands by itself.
+            self._kube.apply(JOB, {"metadata": metadata}, manager=f"llmengine-{engine.uid}")
+        except (NotFoundError, ConflictError, InvalidError, ForbiddenError) as error:
+            log.warning("%s", error)
 
     def _start(self, due: Sequence[Wish], builds: Sequence[Build]) -> dict[str, str]:
         """Make the Jobs whose turn it is; for the others, what they wait for."""
+        made = {(build.attempt.namespace, build.attempt.name) for build in builds}
         by_key: dict[str, Wish] = {}
         for wish in sorted(due, key=lambda w: (not w.first, w.since)):
-            by_key.setdefault(wish.order.target.key, wish)
+            if _place(wish, self._config) not in made:  # else its engine has yet to see the Job
+                by_key.setdefault(wish.order.target.key, wish)
         candidates = [
             Candidate(key, str(wish.order.target.architecture), wish.first, wish.since)
             for key, wish in by_key.items()
@@ -191,18 +227,31 @@ class BuildQueue:
     def _create(self, wish: Wish) -> str:
         """Create the Job. What the API server said when it would not, else nothing."""
         order = wish.order
-        job = build_job(order, self._config)
-        place = build_namespace(order.engine, order.target, self._config)
+        place, name = _place(wish, self._config)
         try:
-            self._kube.create(JOB, job)
+            self._kube.create(JOB, build_job(order, self._config))
         except AlreadyExistsError:
-            return ""
+            return f"Job {place}/{name} exists and is not the operator's: delete it"
         except (ForbiddenError, InvalidError, NotFoundError) as error:
             log.warning("build of %s refused: %s", order.target.key[:12], error)
             return f"the Job was refused in namespace {place}: {error.message}"
-        log.info("started Job %s/%s", place, job["metadata"]["name"])
+        log.info("started Job %s/%s", place, name)
         return ""
 
 
-def _identities(wishes: Iterable[Wish]) -> list[object]:
-    return [wish.identity for wish in wishes]
+def _place(wish: Wish, config: Config) -> tuple[str, str]:
+    """Namespace and name of the Job that would be made."""
+    order = wish.order
+    place = build_namespace(order.engine, order.target, config)
+    return place, job_name(order.target.key, order.number)
+
+
+def _unwanted(build: Build, options: Container[str] | None) -> str:
+    """Why a Job is to be deleted, or nothing. `options`: those that engines want its key with."""
+    attempt = build.attempt
+    if options is None:
+        return "no engine wants it any more"
+    if attempt.blocked and attempt.options not in options and UNKNOWN_OPTIONS not in options:
+        # Else an edit that would mend it could never take effect.
+        return f"it cannot start ({attempt.reason}), and what it was made with was changed since"
+    return ""

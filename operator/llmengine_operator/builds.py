@@ -12,8 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from llmengine.api.schema import Resources
-from llmengine.api.v1alpha1 import BuildOptions, EngineState, EngineStatus
+from llmengine.api.v1alpha1 import (
+    BuildOptions,
+    EngineRuntimeSpec,
+    EngineState,
+    EngineStatus,
+)
 from llmengine_operator.attempts import ENVIRONMENT_REASONS, parse_time
 from llmengine_operator.config import BuildsConfig
 from llmengine_operator.observation import Attempt, AttemptState, Verdict
@@ -61,10 +65,14 @@ class Assessment:
     look_again: timedelta | None = None
 
 
-def options_digest(build: BuildOptions, defaults: Resources | None) -> str:
+def options_digest(build: BuildOptions, runtime: EngineRuntimeSpec) -> str:
     """A digest of what a build Job is given beside its engine: a new value deserves a new try."""
-    text = build.model_dump_json() + (defaults.model_dump_json() if defaults else "")
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    parts = (
+        build.model_dump_json(),
+        runtime.image.model_dump_json(),
+        runtime.pod_defaults.model_dump_json(exclude={"serving_resources"}),
+    )
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 def assess(

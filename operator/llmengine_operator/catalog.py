@@ -16,6 +16,7 @@ from llmengine.key import Scope
 from llmengine.store import Conditions, StoredManifest, StoreError
 from llmengine_operator.config import ConditionalWrites
 from llmengine_operator.observation import Found, NotFound, Read, StoredEngine, Unreadable
+from llmengine_operator.reasons import Reason
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +47,18 @@ class Catalog:
         self._now = now
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, Scope], tuple[StoredEngine, datetime]] = {}
+        # Apart from the other lock: a store takes its time, and passes must not wait for that.
+        self._probing = threading.Lock()
         self._conditions: Conditions | None = None
+        self._probe_error: StoreError | None = None
         self._probed: datetime | None = None
 
-    def find(self, key: str, scope: Scope) -> Read[StoredEngine]:
-        """The engine of a key, as the store has it or had it a short while ago."""
+    def find(self, key: str, scope: Scope, *, fresh: bool = False) -> Read[StoredEngine]:
+        """The engine of a key, as the store has it or, unless `fresh`, had it a short while ago."""
         now = self._now()
         with self._lock:
             stored, seen = self._seen.get((key, scope), (None, None))
-        if stored is not None and seen is not None and now - seen < BELIEVED:
+        if not fresh and stored is not None and seen is not None and now - seen < BELIEVED:
             return Found(stored)
         try:
             found = self._store.get_manifest(key, scope)
@@ -75,28 +79,45 @@ class Catalog:
         except StoreError:
             return None
 
-    def unsafe(self) -> str:
-        """A sentence when nothing must be built into this store, else nothing.
+    def unsafe(self) -> Unreadable | None:
+        """Why nothing must be built into this store; None when it may.
 
-        Asked of the store once a process; again only while the store cannot be read, which
-        hinders builds by itself.
+        The reason is StoreUnsafe, or the store's own while it does not answer. Asked of the store
+        once a process; again only while there was no answer.
         """
-        with self._lock:
-            now = self._now()
-            overdue = self._probed is None or now - self._probed >= PROBE_AGAIN
-            if self._conditions is None and overdue:
-                self._probed = now
-                try:
-                    self._conditions = self._store.probe()
-                except StoreError as error:
-                    log.warning("cannot tell whether the store honours If-None-Match: %s", error)
-            conditions = self._conditions
         if self._writes is ConditionalWrites.PREFERRED:
-            return ""
-        if conditions is None or conditions.honoured:
-            return ""
-        return (
-            f"{conditions}, so two builders could replace each other's engine: use a store that"
-            " honours it, or set store.conditionalWrites to Preferred in the operator's values if"
-            " no other cluster writes to this bucket"
+            return None
+        with self._probing:
+            if self._conditions is None:
+                self._probe(self._now())
+            if self._conditions is not None:
+                return _unsafe(self._conditions)
+            error = self._probe_error
+        if error is None or error.retry:
+            return Unreadable(error.reason, error.message) if error else None
+        return Unreadable(
+            Reason.STORE_UNSAFE,
+            f"nobody knows whether the store honours If-None-Match, for it cannot be tried:"
+            f" {error.message}",
         )
+
+    def _probe(self, now: datetime) -> None:
+        if self._probed is not None and now - self._probed < PROBE_AGAIN:
+            return
+        self._probed = now
+        try:
+            self._conditions = self._store.probe()
+        except StoreError as error:
+            self._probe_error = error
+            log.warning("cannot tell whether the store honours If-None-Match: %s", error)
+
+
+def _unsafe(conditions: Conditions) -> Unreadable | None:
+    if conditions.honoured:
+        return None
+    return Unreadable(
+        Reason.STORE_UNSAFE,
+        f"{conditions}, so two builders could replace each other's engine: use a store that"
+        " honours it, or set store.conditionalWrites to Preferred in the operator's values if"
+        " no other cluster writes to this bucket",
+    )

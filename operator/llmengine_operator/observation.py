@@ -171,8 +171,9 @@ class Observation:
 
     `children` are the objects that we may own, by (kind, name); `pods` the server pods;
     `manifests` what the store said of each key, `served` of the keys in `status.serving`;
-    `queue` what a wished build waits for, by key; `unsafe_store` a sentence when the store must
-    not be built into.
+    `queue` what a wished build waits for, by key; `unsafe_store` says why the store
+    must not be built into, if it must not; `may_roll_image` whether a runtime's new image may be
+    followed now.
     """
 
     engine: Engine
@@ -185,5 +186,5 @@ class Observation:
     children: Mapping[tuple[str, str], Read[KubeObject]] = field(default_factory=dict)
     pods: tuple[KubeObject, ...] = ()
     queue: Mapping[str, str] = field(default_factory=dict)
-    unsafe_store: str = ""
+    unsafe_store: Unreadable | None = None
     may_roll_image: bool = True

@@ -74,7 +74,8 @@ class Observer:
         claim = self._claim(engine)
         wanted = targets(engine, runtime, nodes, claim, self._config)
         if isinstance(wanted, Problem):
-            return Observation(engine, runtime, nodes, claim)
+            pods = self._pods(engine) if engine.status.serving else ()
+            return Observation(engine, runtime, nodes, claim, pods=pods)
         manifests = self._manifests(engine, wanted)
         missing = [t for t in wanted if all(manifests[k] == NotFound() for k in t.keys)]
         attempts = tuple(a for target in missing for a in self._attempts(engine, target))
@@ -90,7 +91,7 @@ class Observer:
             children=children,
             pods=self._pods(engine) if _serves(children) else (),
             queue=self._queue.waiting() if missing else {},
-            unsafe_store=self._catalog.unsafe() if missing else "",
+            unsafe_store=self._catalog.unsafe() if missing else None,
             may_roll_image=self._may_roll(engine, runtime, wanted),
         )
 
@@ -126,7 +127,9 @@ class Observer:
         places = {key: target.scope for target in wanted for key in target.keys}
         for row in engine.status.serving:
             places.setdefault(row.key, Scope(row.scope_namespace))
-        return {key: self._catalog.find(key, scope) for key, scope in places.items()}
+        # Who asks for another try may have deleted a damaged engine from the store a moment ago.
+        fresh = bool(engine.unhandled_request)
+        return {key: self._catalog.find(key, scope, fresh=fresh) for key, scope in places.items()}
 
     def _attempts(self, engine: Engine, target: Target) -> list[Attempt]:
         place = build_namespace(engine, target, self._config)

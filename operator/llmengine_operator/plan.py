@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
-from llmengine.api.v1alpha1 import EngineState, EngineStatus, Progress, ServingStatus
+from llmengine.api.v1alpha1 import (
+    EngineState,
+    EngineStatus,
+    LLMEngineStatus,
+    Progress,
+    ServingStatus,
+)
 from llmengine.architecture import Architecture
 from llmengine.key import difference
 from llmengine_operator.builds import Ask, Assessment, assess, options_digest
@@ -31,9 +37,10 @@ from llmengine_operator.resources.autoscaler import autoscaler
 from llmengine_operator.resources.build_job import Order
 from llmengine_operator.resources.deployment import Serving, deployment
 from llmengine_operator.resources.service import services
-from llmengine_operator.targets import Problem, Target, targets
+from llmengine_operator.targets import UNWATCHED_POLL, Problem, Target, targets
 
 PROGRESS_POLL = timedelta(seconds=5)
+UNKNOWN_OPTIONS = ""
 
 
 @dataclass(frozen=True)
@@ -121,14 +128,15 @@ class TargetPlan:
 class Decision:
     """What ought to be. `problem` set: nothing new can be planned, what serves is left alone.
 
-    `keys` are all keys that the engine wants, built or not; None when they are not known.
+    `keys` are all keys that the engine wants, built or not, each with the digest of the options
+    that it would be built with.
     """
 
     problem: Problem | None = None
     plans: tuple[TargetPlan, ...] = ()
     actions: tuple[Action, ...] = ()
     wishes: tuple[Wish, ...] = ()
-    keys: frozenset[str] | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
     handled_request: str | None = None
 
 
@@ -152,14 +160,14 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     wanted = targets(engine, observation.runtime, observation.nodes, observation.claim, config)
     handled = engine.status.last_handled_request
     if isinstance(wanted, Problem):
-        if not wanted.stalled:
-            return Decision(wanted, handled_request=handled)
-        request = engine.requested_at or handled
-        return Decision(wanted, keys=frozenset(), handled_request=request)
+        request = (engine.requested_at or handled) if wanted.stalled else handled
+        keys = remembered_keys(engine.generation, engine.status)
+        return Decision(wanted, keys=keys, handled_request=request)
     if not isinstance(observation.runtime, Found):
         raise TypeError("an engine has targets only when its runtime was read")
     this = _Pass(observation, observation.runtime.value, config, now)
-    keys = frozenset(target.key for target in wanted)
+    options = options_digest(engine.spec.build, this.runtime.spec)
+    keys = {target.key: options for target in wanted}
     if engine.spec.suspend:
         return Decision(
             Problem(Reason.SUSPENDED, "spec.suspend is true: nothing is changed", stalled=False),
@@ -180,6 +188,17 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
         keys=keys,
         handled_request=_handled(this, wishes),
     )
+
+
+def remembered_keys(generation: int, status: LLMEngineStatus) -> dict[str, str]:
+    """What an engine wanted last, where nobody can tell what it wants now.
+
+    Its builds go on: a runtime that was deleted by mistake must not cost hours of work. An edited
+    spec wants something else.
+    """
+    if generation != status.observed_generation:
+        return {}
+    return {row.key: UNKNOWN_OPTIONS for row in status.engines}
 
 
 def _handled(this: _Pass, wishes: Iterable[Wish]) -> str | None:
@@ -236,11 +255,12 @@ def _no_node(this: _Pass, target: Target) -> TargetPlan | None:
 
 
 def _unsafe_store(this: _Pass, target: Target) -> TargetPlan | None:
-    sentence = this.observation.unsafe_store
-    if not sentence:
+    unsafe = this.observation.unsafe_store
+    if unsafe is None:
         return None
-    row = _row(target, EngineState.PENDING, Reason.STORE_UNSAFE, sentence)
-    return TargetPlan(target, row, _serving(this, target), stalled=True)
+    row = _row(target, EngineState.PENDING, unsafe.reason, unsafe.message)
+    stalled = unsafe.reason == Reason.STORE_UNSAFE
+    return TargetPlan(target, row, _serving(this, target), stalled, look_again=UNWATCHED_POLL)
 
 
 def _cached(this: _Pass, target: Target, stored: StoredEngine) -> TargetPlan:
@@ -275,7 +295,7 @@ def _to_build(this: _Pass, target: Target) -> tuple[TargetPlan, Wish | None]:
     engine, serving = this.engine, _serving(this, target)
     ask = Ask(
         key=target.key,
-        options=options_digest(engine.spec.build, this.runtime.spec.pod_defaults.build_resources),
+        options=options_digest(engine.spec.build, this.runtime.spec),
         tries=engine.spec.build.attempts,
         request=engine.unhandled_request,
         edited=engine.generation != engine.status.observed_generation,

@@ -26,7 +26,7 @@ from llmengine_operator.labels import Annotation, Label
 from llmengine_operator.observation import Engine, Observation
 from llmengine_operator.observe import Observer
 from llmengine_operator.parse import parse_engine
-from llmengine_operator.plan import Decision, decide
+from llmengine_operator.plan import Decision, decide, remembered_keys
 from llmengine_operator.reasons import Reason
 from llmengine_operator.report import report
 from llmengine_operator.rollouts import RolloutGate
@@ -120,7 +120,7 @@ class Reconciler:
         self._runtimes[key] = engine.spec.runtime
         observation = self._observer.observe(engine)
         decision = decide(observation, self._config, self._now())
-        if self._queue.tell(key, decision):
+        if self._queue.tell(engine, decision):
             self._enqueue(BUILDS)
         applied = self._applier.apply(observation, decision.actions)
         after = report(
@@ -153,6 +153,9 @@ class Reconciler:
             before = LLMEngineStatus.model_validate(obj.get("status", {}))
         except ValidationError:
             before = LLMEngineStatus()
+        key = (metadata["namespace"], metadata["name"])
+        if self._queue.tell_unreadable(key, remembered_keys(metadata["generation"], before)):
+            self._enqueue(BUILDS)
         after = before.model_copy(
             update={
                 "observed_generation": metadata["generation"],
@@ -182,7 +185,8 @@ class Reconciler:
         resync = self._config.resync_seconds
         due = [resync * random.uniform(0.9, 1.1)]
         due += [p.look_again.total_seconds() for p in decision.plans if p.look_again]
-        due += [(wish.not_before - now).total_seconds() for wish in decision.wishes]
+        # A wish that may start waits for its turn, of which the build queue tells.
+        due += [(w.not_before - now).total_seconds() for w in decision.wishes if w.not_before > now]
         if find(after.conditions, ConditionType.RECONCILING) is not None:
             due.append(ROLLOUT_POLL_SECONDS)
         return max(min(due), 1.0)

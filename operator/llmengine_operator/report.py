@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llmengine.api.v1alpha1 import EngineState, LLMEngineStatus, ServingStatus, Summary
+from llmengine.architecture import Architecture
 from llmengine_operator.conditions import ConditionType, Finding, set_conditions, summary
 from llmengine_operator.observation import Engine, Found, Observation
 from llmengine_operator.plan import Decision, TargetPlan
+from llmengine_operator.pods import is_ready
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import deployment_name
 from llmengine_operator.resources.service import url
@@ -69,8 +71,10 @@ def report(
 def _without_plans(
     observation: Observation, decision: Decision, problem: Problem | None, now: datetime
 ) -> LLMEngineStatus:
-    """Nothing could be planned: rows and servers stay as they were last seen."""
-    engine = observation.engine
+    """Nothing could be planned: what serves is counted anew, rows of this spec are kept."""
+    engine, status = observation.engine, observation.engine.status
+    same = status.observed_generation == engine.generation
+    serving = [_counted(row, observation) for row in status.serving]
     if problem is None:
         raise ValueError("a decision without plans has a problem")
     ready = Finding(ConditionType.READY, None, problem.reason, problem.message)
@@ -80,16 +84,25 @@ def _without_plans(
             reconciling=None if problem.stalled else ready,
             done=ready,
         ),
-        _available(engine.status.serving),
+        _available(serving),
         Finding(ConditionType.ENGINES_BUILT, None, problem.reason, problem.message),
     ]
     return _status(observation, decision, findings, now).model_copy(
         update={
-            "summary": engine.status.summary,
-            "engines": list(engine.status.engines),
-            "serving": list(engine.status.serving),
+            "summary": Summary(
+                engines=status.summary.engines if status.summary and same else "",
+                replicas=_replicas(serving),
+            ),
+            "engines": list(status.engines) if same else [],
+            "serving": serving,
         }
     )
+
+
+def _counted(row: ServingStatus, observation: Observation) -> ServingStatus:
+    pods = pods_of(observation.pods, Architecture.parse(row.architecture).slug)
+    ready = min(sum(is_ready(pod) for pod in pods), row.replicas)
+    return row.model_copy(update={"ready_replicas": ready})
 
 
 def _status(
@@ -159,7 +172,8 @@ def _done(engine: Engine, parts: Sequence[_Part]) -> Finding:
         return Finding(
             ConditionType.READY, True, Reason.SCALED_TO_ZERO, "the engine is kept; no pod is wanted"
         )
-    return Finding(ConditionType.READY, True, Reason.SERVING, f"{pods} pods serve at {url(engine)}")
+    serve = "1 pod serves" if pods == 1 else f"{pods} pods serve"
+    return Finding(ConditionType.READY, True, Reason.SERVING, f"{serve} at {url(engine)}")
 
 
 def _trouble(part: _Part) -> Finding:
@@ -195,7 +209,8 @@ def _finding(part: _Part, reason: str, message: str) -> Finding:
 def _available(serving: Sequence[ServingStatus]) -> Finding:
     ready = sum(row.ready_replicas for row in serving)
     if ready:
-        return Finding(ConditionType.AVAILABLE, True, Reason.SERVING, f"{ready} pods answer")
+        answer = "1 pod answers" if ready == 1 else f"{ready} pods answer"
+        return Finding(ConditionType.AVAILABLE, True, Reason.SERVING, answer)
     return Finding(ConditionType.AVAILABLE, False, Reason.NO_POD_READY, "no pod answers")
 
 

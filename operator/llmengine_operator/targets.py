@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
+from llmengine.api.schema import Resources
 from llmengine.api.v1alpha1 import Accelerator
 from llmengine.architecture import Architecture
 from llmengine.capability import unsupported
@@ -25,17 +27,22 @@ from llmengine_operator.observation import (
 from llmengine_operator.reasons import Reason
 from llmengine_operator.scheduling import allows
 
+# Claims and Services are not watched: what is done about them is noticed by looking.
+UNWATCHED_POLL = timedelta(seconds=30)
+
 
 @dataclass(frozen=True)
 class Problem:
     """Why nothing can be built or switched now.
 
-    `stalled`: no progress is expected until somebody changes something.
+    `stalled`: no progress is expected until somebody changes something. `look_again`: for what
+    no watch tells of.
     """
 
     reason: str
     message: str
     stalled: bool = True
+    look_again: timedelta | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ def targets(
     scope = _scope(engine, claim, config)
     if isinstance(scope, Problem):
         return scope
+    if (conflict := _conflict(engine, runtime.value)) is not None:
+        return conflict
     spec = runtime.value.spec
     serving = engine.spec.serving
     allowed = [
@@ -155,6 +164,36 @@ def _runtime_problem(engine: Engine, runtime: NotFound | Unreadable) -> Problem:
     )
 
 
+def _conflict(engine: Engine, runtime: Runtime) -> Problem | None:
+    """What the spec says that its runtime contradicts: it would have no effect."""
+    defaults = runtime.spec.pod_defaults
+    for part, selector in (
+        ("build", engine.spec.build.node_selector),
+        ("serving", engine.spec.serving.node_selector),
+    ):
+        for label, value in selector.items():
+            given = defaults.node_selector.get(label, value)
+            if given != value:
+                return Problem(
+                    Reason.SELECTOR_CONFLICT,
+                    f"spec.{part}.nodeSelector wants {label}={value}, but EngineRuntime"
+                    f' "{runtime.name}" wants {label}={given}: remove it, or take another runtime',
+                )
+    asked = engine.spec.serving.resources or defaults.serving_resources
+    if engine.spec.serving.autoscaling and not _requests_cpu(asked):
+        return Problem(
+            Reason.CPU_REQUEST_MISSING,
+            "spec.serving.autoscaling scales on CPU utilization, a share of what pods request:"
+            " set spec.serving.resources.requests.cpu",
+        )
+    return None
+
+
+def _requests_cpu(resources: Resources | None) -> bool:
+    """A limit counts as a request where there is none."""
+    return resources is not None and "cpu" in {*resources.requests, *resources.limits}
+
+
 def _scope(engine: Engine, claim: Read[str] | None, config: Config) -> Scope | Problem:
     """Who may share the engine: nobody may get at a model through the cache that he cannot read."""
     model = engine.spec.model
@@ -166,6 +205,7 @@ def _scope(engine: Engine, claim: Read[str] | None, config: Config) -> Scope | P
                 Reason.CLAIM_NOT_FOUND,
                 f"there is no PersistentVolumeClaim {name} in namespace {engine.namespace}:"
                 " create it, or correct spec.model.uri",
+                look_again=UNWATCHED_POLL,
             )
         return Scope(engine.namespace, claim.value)
     if model.secret_name:

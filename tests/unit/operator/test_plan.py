@@ -21,6 +21,11 @@ from llmengine_operator.plan import ApplyDeployment, Delete, Scale
 from llmengine_operator.report import report
 from tests.unit.operator.world import NOW, World, as_observed, make_node, make_runtime, server_pod
 
+AUTOSCALED = {
+    "autoscaling": {"maxReplicas": 5},
+    "resources": {"requests": {"cpu": "500m"}},
+}
+
 
 def status_of(world: World, *, applied: frozenset[str] = frozenset()) -> LLMEngineStatus:
     return report(world.observation, world.decide(), applied=applied, refused=None, now=NOW)
@@ -158,9 +163,16 @@ def test_an_unreadable_store_starts_no_build_and_stops_no_pod() -> None:
 
 
 def test_a_store_that_must_not_be_built_into_says_so() -> None:
-    world = World().but(unsafe_store="the store ignores If-None-Match")
+    world = World().but(unsafe_store=Unreadable("StoreUnsafe", "the store ignores If-None-Match"))
     assert world.decide().wishes == ()
     assert conditions(status_of(world))["Stalled"] == ("True", "StoreUnsafe")
+
+
+def test_a_store_that_does_not_answer_the_probe_holds_builds_back_without_stalling() -> None:
+    world = World().but(unsafe_store=Unreadable("StoreUnreachable", "no answer"))
+    assert world.decide().wishes == ()
+    assert conditions(status_of(world))["Reconciling"] == ("True", "StoreUnreachable")
+    assert world.decide().plans[0].look_again is not None
 
 
 def test_a_runtime_that_is_missing_is_named() -> None:
@@ -176,6 +188,31 @@ def test_a_runtime_that_is_missing_leaves_what_serves_alone() -> None:
     status = status_of(world)
     assert conditions(status)["Available"] == ("True", "Serving")
     assert len(status.serving) == 1
+
+
+def test_pods_are_counted_even_when_nothing_can_be_planned() -> None:
+    world = World().cached().serving().but(runtime=NotFound(), pods=())
+    status = status_of(world)
+    assert conditions(status)["Available"] == ("False", "NoPodReady")
+    assert status.summary is not None
+    assert status.summary.replicas == "0/1"
+
+
+def test_a_runtime_that_is_missing_keeps_what_was_being_built_for_this_spec() -> None:
+    world = World().cached().serving()
+    key = world.target.key
+    world.but(runtime=NotFound())
+    assert set(world.decide().keys) == {key}
+    assert [row.key for row in status_of(world).engines] == [key]
+    world.with_engine(generation=2)
+    assert world.decide().keys == {}
+    assert status_of(world).engines == []
+
+
+def test_an_engine_for_which_there_is_no_node_wants_nothing_of_others() -> None:
+    world = World().but(nodes=())
+    assert world.decide().keys == {}
+    assert conditions(status_of(world))["Ready"] == ("Unknown", "NoNode")
 
 
 def test_a_backend_that_this_release_lacks_is_named() -> None:
@@ -252,6 +289,20 @@ def test_another_claim_of_the_same_name_is_another_engine() -> None:
     assert world.but(claim=Found("uid-2")).target.key != first
 
 
+@pytest.mark.parametrize("part", ["build", "serving"])
+def test_a_selector_that_the_runtime_contradicts_is_named(part: str) -> None:
+    runtime = make_runtime(podDefaults={"nodeSelector": {"disk": "ssd"}})
+    world = World(**{part: {"nodeSelector": {"disk": "hdd"}}}).but(runtime=Found(runtime))
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "SelectorConflict")
+    assert f"spec.{part}.nodeSelector wants disk=hdd" in message(status)
+
+
+def test_autoscaling_without_a_cpu_request_is_refused_for_it_would_never_scale() -> None:
+    status = status_of(World(serving={"autoscaling": {"maxReplicas": 5}}))
+    assert conditions(status)["Stalled"] == ("True", "CPURequestMissing")
+
+
 def test_suspended_means_no_build_and_no_write() -> None:
     world = World(suspend=True)
     decision = world.decide()
@@ -281,7 +332,7 @@ def test_replicas_are_changed_through_scale() -> None:
     "serving",
     [
         pytest.param({}, id="nothing said"),
-        pytest.param({"autoscaling": {"maxReplicas": 5}}, id="autoscaled"),
+        pytest.param(AUTOSCALED, id="autoscaled"),
     ],
 )
 def test_replicas_that_an_autoscaler_may_own_are_left_alone(serving: dict[str, object]) -> None:
@@ -290,7 +341,7 @@ def test_replicas_that_an_autoscaler_may_own_are_left_alone(serving: dict[str, o
 
 
 def test_autoscaling_makes_one_autoscaler_and_its_removal_deletes_it() -> None:
-    world = World(serving={"autoscaling": {"maxReplicas": 5}}).cached()
+    world = World(serving=AUTOSCALED).cached()
     hpa = next(a.object for a in world.decide().actions if a.object["kind"].startswith("Hor"))  # type: ignore[union-attr]
     observed = {**hpa, "metadata": {**hpa["metadata"], "uid": "uid-hpa"}}
     world = World().cached().serving()

@@ -198,7 +198,9 @@ class World:
         status = LLMEngineStatus(
             observed_generation=self.observation.engine.generation,
             engines=[p.row for p in decision.plans],
-            serving=[r.model_copy(update={"ready_replicas": ready}) for r in rows],
+            serving=[
+                r.model_copy(update={"replicas": replicas, "ready_replicas": ready}) for r in rows
+            ],
         )
         self.with_engine(status=status)
         children: dict[tuple[str, str], Any] = {}
