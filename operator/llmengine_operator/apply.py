@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -28,6 +29,8 @@ from llmengine_operator.targets import Problem
 
 log = logging.getLogger(__name__)
 
+# A quota or a policy is mended unseen.
+REFUSED_POLL = timedelta(minutes=1)
 _KINDS = {kind.kind: kind for kind in (DEPLOYMENT, SERVICE, HPA)}
 # Owns spec.replicas from a Deployment's first moment, so that FIELD_MANAGER never does.
 REPLICAS_MANAGER = f"{FIELD_MANAGER}-replicas"
@@ -62,7 +65,9 @@ class Applier:
             except (InvalidError, ForbiddenError) as error:
                 log.warning("%s", error)
                 refused = refused or Problem(
-                    Reason.APPLY_REFUSED, f"cannot {error.what}: {error.message}"
+                    Reason.APPLY_REFUSED,
+                    f"cannot {error.what}: {error.message}",
+                    look_again=REFUSED_POLL,
                 )
         return Applied(frozenset(written), refused)
 

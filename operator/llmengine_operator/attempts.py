@@ -5,6 +5,7 @@ Pure: takes the API server's dicts, and `now`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from llmengine_operator.observation import Attempt, AttemptState, KubeObject, Ve
 from llmengine_operator.pods import newest, waiting
 from llmengine_operator.reasons import Reason
 
+_REASON = re.compile("[A-Z][A-Za-z0-9]{0,62}")
 # A Job that has no pod by then was refused by quota or admission; only its events say so.
 NO_POD_AFTER = timedelta(seconds=20)
 
@@ -145,13 +147,10 @@ def _out_of_memory(pod: KubeObject | None) -> str:
 
 def _last_words(ended: Mapping[str, Any]) -> tuple[str, str, Verdict]:
     code = ended.get("exitCode", -1)
-    try:
-        words = BuildFailure.model_validate_json(ended.get("message", ""))
-    except ValidationError:
-        words = BuildFailure(
-            reason=Reason.BUILD_FAILED,
-            message=f"the builder ended with exit code {code} and said nothing; see its log",
-        )
+    words = _parsed(str(ended.get("message", ""))) or BuildFailure(
+        reason=Reason.BUILD_FAILED,
+        message=f"the builder ended with exit code {code} and said nothing; see its log",
+    )
     if code == ExitCode.TRANSIENT:
         return words.reason, words.message, Verdict.RETRY
     if words.reason in ENVIRONMENT_REASONS:
@@ -164,6 +163,15 @@ def _last_words(ended: Mapping[str, Any]) -> tuple[str, str, Verdict]:
     ):
         return words.reason, words.message, Verdict.FINAL
     return words.reason, words.message, Verdict.RETRY
+
+
+def _parsed(text: str) -> BuildFailure | None:
+    try:
+        words = BuildFailure.model_validate_json(text)
+    except ValidationError:
+        return None
+    # Another one would make a status that the API server refuses.
+    return words if _REASON.fullmatch(words.reason) else None
 
 
 def _condition_message(job: KubeObject) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from llmengine.api.v1alpha1 import (
@@ -93,21 +93,41 @@ def assess(
     if running := [a for a in attempts if a.active]:
         return _running(running[0])
     newest = max(attempts, key=lambda a: a.number, default=None)
-    if newest is not None and newest.state is AttemptState.SUCCEEDED:
-        return _published(newest, fresh, now)
+    if newest is not None and _publishes(newest, now):
+        return _publishing(newest)
     if ask.request and all(a.request != ask.request for a in attempts):
         return fresh
     if mine := [a for a in attempts if a.options == ask.options]:
-        return _failed(max(mine, key=lambda a: a.number), number, ask, now)
+        last = max(mine, key=lambda a: a.number)
+        return _failed(_lost(last), number, ask, now)
     if not attempts and row is not None and not ask.edited:
         return _remembered(row, fresh, now)
     return fresh
 
 
-def _published(attempt: Attempt, fresh: Assessment, now: datetime) -> Assessment:
-    """Its manifest is not there: not yet, or no longer."""
-    if now - (attempt.finished or now) >= PUBLISH_GRACE:
-        return fresh
+def _publishes(attempt: Attempt, now: datetime) -> bool:
+    """It ended well just now, so that its manifest may be on its way."""
+    done = attempt.state is AttemptState.SUCCEEDED
+    return done and now - (attempt.finished or now) < PUBLISH_GRACE
+
+
+def _lost(attempt: Attempt) -> Attempt:
+    """A build that ended well and left no engine counts as a failed try, or it could go on so
+    for ever.
+    """
+    if attempt.state is not AttemptState.SUCCEEDED:
+        return attempt
+    return replace(
+        attempt,
+        state=AttemptState.FAILED,
+        reason=Reason.BUILD_LOST,
+        message="the build ended well, but its engine is not in the store: it was deleted there,"
+        " or the builder writes to another place",
+        verdict=Verdict.RETRY,
+    )
+
+
+def _publishing(attempt: Attempt) -> Assessment:
     return Assessment(
         EngineState.BUILDING,
         Reason.PUBLISHING,

@@ -164,6 +164,11 @@ class Observer:
         for kind, name in names:
             if (kind.kind, name) not in children:
                 children[kind.kind, name] = self._child(kind, engine.namespace, name)
+        if engine.spec.serving.autoscaling:
+            for architecture in architectures:
+                name = deployment_name(engine.name, architecture)
+                if (HPA.kind, name) not in children:
+                    children[HPA.kind, name] = self._autoscaler(engine.namespace, name)
         return children
 
     def _child(self, kind: Kind, namespace: str, name: str) -> Read[KubeObject]:
@@ -171,6 +176,13 @@ class Observer:
             return Found(self._kube.get(kind, namespace, name))
         except NotFoundError:
             return NotFound()
+
+    def _autoscaler(self, namespace: str, name: str) -> Read[KubeObject]:
+        """One that somebody else made, as `kubectl autoscale` does, is no reason to read others by
+        name: the right to list them is there.
+        """
+        found = self._kube.list(HPA, namespace, fields=f"metadata.name={name}")
+        return Found(found[0]) if found else NotFound()
 
     def _pods(self, engine: Engine) -> tuple[KubeObject, ...]:
         labels: dict[str, str] = {Label.ENGINE: engine.name, Label.TRACK: "stable"}

@@ -14,6 +14,7 @@ from llmengine.architecture import Architecture
 from llmengine_operator.attempts import parse_time
 from llmengine_operator.observation import Engine, KubeObject, Node, Runtime, Taint
 
+_REQUEST = 253
 _ARCHITECTURE_LABEL = "kubernetes.io/arch"
 
 
@@ -28,7 +29,8 @@ def parse_engine(obj: KubeObject) -> Engine:
         created=parse_time(metadata["creationTimestamp"]),
         spec=LLMEngineSpec.model_validate(obj["spec"]),
         status=LLMEngineStatus.model_validate(obj.get("status", {})),
-        requested_at=metadata.get("annotations", {}).get(REQUESTED_AT_ANNOTATION, ""),
+        # An annotation takes any length, the status that echoes it does not.
+        requested_at=metadata.get("annotations", {}).get(REQUESTED_AT_ANNOTATION, "")[:_REQUEST],
     )
 
 

@@ -40,7 +40,11 @@ from llmengine_operator.resources.service import services
 from llmengine_operator.targets import UNWATCHED_POLL, Problem, Target, targets
 
 PROGRESS_POLL = timedelta(seconds=5)
+# As soon as the garbage collector has come round.
+LEFTOVER_POLL = timedelta(seconds=2)
 UNKNOWN_OPTIONS = ""
+# Of one entry of status.engines[].changed: two long URIs are longer.
+_CHANGE = 1024
 
 
 @dataclass(frozen=True)
@@ -350,7 +354,7 @@ def _changed(this: _Pass, target: Target) -> list[str]:
     served = this.observation.manifests.get(serving.key) if serving else None
     if not isinstance(served, Found):
         return []
-    return difference(served.value.manifest.factors, target.factors)
+    return [text[:_CHANGE] for text in difference(served.value.manifest.factors, target.factors)]
 
 
 def _row(
@@ -436,10 +440,19 @@ def _taken_name(this: _Pass, desired: Iterable[Apply | ApplyDeployment]) -> Prob
             continue
         if _owned(child.value, engine) or _orphaned(child.value, engine):
             continue
+        place = f"{kind} {engine.namespace}/{name}"
+        if _leftover(child.value, engine):
+            return Problem(
+                Reason.NAME_TAKEN,
+                f"{place} of a deleted engine of this name is not gone yet",
+                stalled=False,
+                look_again=LEFTOVER_POLL,
+            )
         return Problem(
             Reason.NAME_TAKEN,
-            f"{kind} {engine.namespace}/{name} exists and does not belong to this engine: rename"
-            " the engine, or delete that object",
+            f"{place} exists and does not belong to this engine: rename the engine, or delete"
+            " that object",
+            look_again=UNWATCHED_POLL,
         )
     return None
 
@@ -447,6 +460,15 @@ def _taken_name(this: _Pass, desired: Iterable[Apply | ApplyDeployment]) -> Prob
 def _owned(obj: KubeObject, engine: Engine) -> bool:
     references = obj["metadata"].get("ownerReferences", [])
     return any(reference["uid"] == engine.uid for reference in references)
+
+
+def _leftover(obj: KubeObject, engine: Engine) -> bool:
+    """Of an engine of this name that was deleted a moment ago: the garbage collector comes."""
+    references = obj["metadata"].get("ownerReferences", [])
+    return any(
+        (reference["kind"], reference["name"]) == ("LLMEngine", engine.name)
+        for reference in references
+    )
 
 
 def _orphaned(obj: KubeObject, engine: Engine) -> bool:

@@ -23,7 +23,7 @@ from llmengine_operator.kinds import LLMENGINE
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import NotFoundError
 from llmengine_operator.labels import Annotation, Label
-from llmengine_operator.observation import Engine, Observation
+from llmengine_operator.observation import Engine
 from llmengine_operator.observe import Observer
 from llmengine_operator.parse import parse_engine
 from llmengine_operator.plan import Decision, decide, remembered_keys
@@ -31,6 +31,7 @@ from llmengine_operator.reasons import Reason
 from llmengine_operator.report import report
 from llmengine_operator.rollouts import RolloutGate
 from llmengine_operator.status import StatusWriter
+from llmengine_operator.targets import Problem
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Reconciler:
         )
         self._status.write(obj["metadata"], engine.status, after)
         self._leave_gate(engine, after)
-        return self._due(observation, decision, after)
+        return self._due(decision, applied.refused or decision.problem, after)
 
     def _gone(self, key: Key) -> None:
         self._runtimes.pop(key, None)
@@ -179,12 +180,14 @@ class Reconciler:
         for key in list(self._runtimes):
             self._enqueue(key)
 
-    def _due(self, observation: Observation, decision: Decision, after: LLMEngineStatus) -> float:
+    def _due(self, decision: Decision, problem: Problem | None, after: LLMEngineStatus) -> float:
         """Resync with jitter, or sooner where something is known to be about to change."""
         now = self._now()
         resync = self._config.resync_seconds
         due = [resync * random.uniform(0.9, 1.1)]
         due += [p.look_again.total_seconds() for p in decision.plans if p.look_again]
+        if problem is not None and problem.look_again is not None:
+            due.append(problem.look_again.total_seconds())
         # A wish that may start waits for its turn, of which the build queue tells.
         due += [(w.not_before - now).total_seconds() for w in decision.wishes if w.not_before > now]
         if find(after.conditions, ConditionType.RECONCILING) is not None:

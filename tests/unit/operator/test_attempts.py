@@ -184,3 +184,10 @@ def test_the_newest_pod_of_a_drained_node_counts() -> None:
     new = pod({"running": {}})
     new["metadata"]["creationTimestamp"] = "2026-11-24T11:59:55Z"
     assert read_attempt(job(), [new, old], [], NOW).state is AttemptState.RUNNING
+
+
+@pytest.mark.parametrize("reason", ["", "with spaces", "lower", "X" * 64])
+def test_last_words_that_no_condition_can_hold_do_not_become_one(reason: str) -> None:
+    seen = read_attempt(job(**FAILED), [pod(ended(10, words(reason)))], (), NOW)
+    assert seen.reason == "BuildFailed"
+    assert "exit code 10" in seen.message

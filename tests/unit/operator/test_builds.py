@@ -116,7 +116,26 @@ def test_a_finished_build_has_a_moment_to_show_its_manifest() -> None:
 def test_an_engine_that_was_deleted_from_the_store_is_built_again() -> None:
     done = attempt(AttemptState.SUCCEEDED, finished=NOW - timedelta(hours=2))
     verdict = assess(ASK, [done], None, NOW)
-    assert (verdict.start_at, verdict.number) == (NOW, 2)
+    assert verdict.start_at is not None
+    assert verdict.start_at <= NOW
+    assert verdict.number == 2
+
+
+def test_builds_that_end_well_and_leave_no_engine_are_given_up_like_failed_ones() -> None:
+    lost = NOW - timedelta(minutes=1)
+    first = assess(ASK, [attempt(AttemptState.SUCCEEDED, finished=lost)], None, NOW)
+    assert (first.reason, first.tries_left) == (Reason.BUILD_RETRYING, 1)
+    assert "its engine is not in the store" in first.message
+    last = attempt(AttemptState.SUCCEEDED, finished=lost, tries_left=0, number=3)
+    verdict = assess(ASK, [last], None, NOW)
+    assert (verdict.reason, verdict.stalled) == (Reason.BUILD_LOST, True)
+    assert verdict.start_at == lost + ENVIRONMENT_RETRY
+
+
+def test_a_request_after_an_engine_was_deleted_from_the_store_builds_it_at_once() -> None:
+    done = attempt(AttemptState.SUCCEEDED, finished=NOW - timedelta(minutes=1), tries_left=0)
+    verdict = assess(replace(ASK, request="now"), [done], None, NOW)
+    assert (verdict.start_at, verdict.tries_left) == (NOW, 2)
 
 
 def row(**fields: object) -> EngineStatus:

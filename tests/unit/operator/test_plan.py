@@ -373,6 +373,44 @@ def test_orphans_of_an_engine_of_the_same_name_are_taken_back() -> None:
     assert "Service" in kinds(world)
 
 
+def test_what_a_deleted_engine_of_the_same_name_left_is_waited_for() -> None:
+    old = {"apiVersion": "llmengine.io/v1alpha1", "kind": "LLMEngine", "name": "chat", "uid": "old"}
+    leftover = {
+        "metadata": {
+            "name": "chat",
+            "uid": "x",
+            "labels": {**MANAGED, Label.ENGINE: "chat"},
+            "ownerReferences": [old],
+        },
+        "spec": {},
+    }
+    world = World().but(children={("Service", "chat"): Found(leftover)})
+    decision = world.decide()
+    assert decision.actions == ()
+    assert decision.problem is not None
+    assert decision.problem.look_again == timedelta(seconds=2)
+    assert conditions(status_of(world))["Reconciling"] == ("True", "NameTaken")
+    assert "Stalled" not in conditions(status_of(world))
+    leftover["metadata"]["ownerReferences"] = [{**old, "name": "other"}]
+    assert conditions(status_of(world))["Stalled"] == ("True", "NameTaken")
+
+
+def test_an_autoscaler_of_somebody_elses_is_not_taken_over() -> None:
+    foreign = {"metadata": {"name": "chat-amd64", "uid": "x"}, "spec": {"maxReplicas": 9}}
+    world = World(serving=AUTOSCALED).cached()
+    world.but(children={("HorizontalPodAutoscaler", "chat-amd64"): Found(foreign)})
+    assert world.decide().actions == ()
+    assert "HorizontalPodAutoscaler team/chat-amd64 exists" in message(status_of(world))
+
+
+def test_a_change_is_shown_no_longer_than_a_status_takes() -> None:
+    long = "s3://models/" + "a" * 500
+    world = World(model={"uri": long, "revision": "v1"}).cached().serving()
+    world.with_spec(model={"uri": long[:-1] + "b", "revision": "v1"})
+    changed = status_of(world).engines[0].changed
+    assert [len(text) for text in changed] == [1024]
+
+
 def test_an_image_edit_moves_no_key_and_waits_for_its_turn() -> None:
     world = World().cached().serving()
     key = world.target.key
