@@ -1,11 +1,10 @@
-"""What an LLMEngine needs around it: a store, a model, images and the Helm charts.
+"""What an LLMEngine needs around it on a local cluster: a store, a model, images and the charts.
 
 The end-to-end tests stand on the same platform as the demo, so what they prove is what it shows.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import Image
-from tests.cluster.paths import ClusterError
-from tests.cluster.s3 import READ, WRITE, Credentials, S3Server
-from tests.tools import build as tools
+from tests.cluster.s3 import REGION, WRITE, S3Server
+from tests.demo import charts
+from tests.demo.charts import OPERATOR_NAMESPACE, ROOT, RUNTIME, StoreAccess
 
-ROOT = Path(__file__).resolve().parents[2]
-OPERATOR_NAMESPACE = "llmengine-system"
+__all__ = ["OPERATOR_NAMESPACE", "ROOT", "RUNTIME"]
+
 BUILDS_NAMESPACE = "llmengine-builds"
-RUNTIME = "onnxruntime-1.32.0"
 ENGINES, MODELS = "engines", "models"
 
 
@@ -55,129 +53,67 @@ class Platform:
         self.images = built
         self.tenants = list(tenants)
         self.s3 = S3Server(cluster, name="s3")
-        self._users: dict[str, Credentials] = {}
 
     def install(self, **values: Any) -> None:
         """Start the store and install both charts; `values` are merged into the operator's."""
-        self.start_store()
+        store = self._start_store()
         for tenant in self.tenants:
-            # The strictest pod security that Kubernetes knows: everything of ours passes it.
-            labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-            self.cluster.apply(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Namespace",
-                    "metadata": {"name": tenant, "labels": labels},
-                }
-            )
-        self.helm("llmengine-crds", ROOT / "charts/llmengine-crds", {})
-        self.helm("llmengine-operator", ROOT / "charts/llmengine-operator", self.values(values))
+            self.cluster.apply(namespace(tenant))
+        operator, engine = self.images.operator.reference, self.images.engine.reference
+        charts.install(
+            self.cluster, _merged(charts.values(operator, engine, store, self.tenants), values)
+        )
 
-    def start_store(self) -> None:
-        """Buckets for engines and models, and a user for each of the four identities."""
+    def _start_store(self) -> StoreAccess:
+        """Buckets for engines and models, and a user for each identity."""
         self.s3.start()
         for bucket in (ENGINES, MODELS):
             self.s3.make_bucket(bucket)
-        add, allow = self.s3.add_user, self.s3.allow
-        users = {name: add(name) for name in ("operator", "build", "serve", "models")}
-        for name, bucket, actions, prefix in (
-            ("operator", ENGINES, READ, "v1/"),
-            ("operator", ENGINES, WRITE, "v1/probe/"),
-            ("build", ENGINES, WRITE, "v1/"),
-            ("serve", ENGINES, READ, "v1/"),
-            ("models", MODELS, READ, ""),
-        ):
-            allow(users[name], bucket, actions, prefix)
-        for name, bucket in (
-            ("operator", ENGINES),
-            ("build", ENGINES),
-            ("serve", ENGINES),
-            ("models", MODELS),
-        ):
-            self.s3.allow_list(users[name], bucket)
+        s3 = self.s3
+        users = {
+            "operator": s3.read_only_user("operator", ENGINES, "v1/"),
+            "build": s3.read_write_user("build", ENGINES, "v1/"),
+            "serve": s3.read_only_user("serve", ENGINES, "v1/"),
+            "models": s3.read_only_user("models", MODELS),
+        }
+        # Whether the store honours conditional writes is found out by writing.
+        s3.allow(users["operator"], ENGINES, WRITE, "v1/probe/")
         for tenant in self.tenants:
             # A namespace's own engines: it can write there, and nowhere else.
-            users[tenant] = self.s3.read_write_user(
-                f"scope-{tenant}", ENGINES, f"v1/scopes/{tenant}/"
-            )
-        self._users = users
+            place = f"v1/scopes/{tenant}/"
+            users[tenant] = s3.read_write_user(f"scope-{tenant}", ENGINES, place)
+        return StoreAccess(s3.endpoint, REGION, ENGINES, MODELS, users)
 
     def put_model(self, folder: Path, name: str) -> str:
         """Copy a model's files into the models bucket. Returns its s3:// URI."""
-        client = self.s3.client()
-
-        def upload() -> None:
-            for file in sorted(folder.iterdir()):
-                client.upload_file(str(file), MODELS, f"{name}/{file.name}")
-
-        self.s3.call(upload)
+        self.s3.call(lambda: upload(self.s3.client(), folder, MODELS, name))
         return f"s3://{MODELS}/{name}"
 
     def stored(self, prefix: str = "") -> dict[str, int]:
         """What the engines bucket holds: sizes in bytes by key."""
-        client = self.s3.client()
-
-        def list_keys() -> dict[str, int]:
-            pages = client.get_paginator("list_objects_v2").paginate(Bucket=ENGINES, Prefix=prefix)
-            return {o["Key"]: o["Size"] for page in pages for o in page.get("Contents", [])}
-
-        return self.s3.call(list_keys)
-
-    def values(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the operator's chart for this store and these images."""
-        place = {"endpoint": self.s3.endpoint, "region": "us-east-1"}
-        base = {
-            "image": _image(self.images.operator),
-            "store": {
-                **place,
-                "bucket": ENGINES,
-                "credentials": {
-                    name: {"accessKeyId": user.access_key, "secretAccessKey": user.secret_key}
-                    for name, user in self._users.items()
-                    if name in ("operator", "build", "serve")
-                },
-            },
-            "models": {
-                "s3": [
-                    {
-                        "name": "main",
-                        **place,
-                        "secretName": "llmengine-models",
-                        "accessKeyId": self._users["models"].access_key,
-                        "secretAccessKey": self._users["models"].secret_key,
-                    }
-                ],
-                "shared": [f"s3://{MODELS}/"],
-            },
-            "runtimes": {RUNTIME: {"image": _image(self.images.engine)}},
-            "tenantNamespaces": [
-                {
-                    "name": tenant,
-                    "scopedBuild": {
-                        "accessKeyId": self._users[tenant].access_key,
-                        "secretAccessKey": self._users[tenant].secret_key,
-                    },
-                }
-                for tenant in self.tenants
-            ],
-        }
-        return _merged(base, more)
-
-    def helm(self, release: str, chart: Path, values: Mapping[str, Any]) -> None:
-        """Install or upgrade a release in the operator's namespace, and wait until it is up."""
-        command = [str(tools.path("helm")), "upgrade", "--install", release, str(chart)]
-        command += ["--namespace", OPERATOR_NAMESPACE, "--create-namespace"]
-        command += ["--wait", "--timeout", "120s", "--values", "-"]
-        done = self.cluster.exec(
-            *command, input=json.dumps(values), capture_output=True, check=False
-        )
-        if done.returncode != 0:
-            raise ClusterError(f"helm upgrade {release} failed:\n{done.stderr.strip()}")
+        return self.s3.call(lambda: listed(self.s3.client(), ENGINES, prefix))
 
 
-def _image(image: Image) -> dict[str, str]:
-    repository, _, tag = image.reference.rpartition(":")
-    return {"repository": repository, "tag": tag}
+def namespace(name: str) -> dict[str, Any]:
+    """With the strictest pod security that Kubernetes knows: everything of ours passes it."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": labels},
+    }
+
+
+def upload(client: Any, folder: Path, bucket: str, name: str) -> None:
+    """Put the files of a model's folder below NAME/ of a bucket."""
+    for file in sorted(folder.iterdir()):
+        client.upload_file(str(file), bucket, f"{name}/{file.name}")
+
+
+def listed(client: Any, bucket: str, prefix: str = "") -> dict[str, int]:
+    """Sizes in bytes by key."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return {obj["Key"]: obj["Size"] for page in pages for obj in page.get("Contents", [])}
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,5 +121,5 @@ def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in more.items():
         known = result.get(key)
         both = isinstance(known, Mapping) and isinstance(value, Mapping)
-        result[key] = _merged(known, value) if both else value  # type: ignore[arg-type]
+        result[key] = _merged(known, value) if both else value
     return result
