@@ -56,13 +56,17 @@ class Platform:
 
     def install(self, **values: Any) -> None:
         """Start the store and install both charts; `values` are merged into the operator's."""
-        store = self._start_store()
+        self._store = self._start_store()
         for tenant in self.tenants:
             self.cluster.apply(namespace(tenant))
+        self._values = values
+        self.install_charts()
+
+    def install_charts(self) -> None:
+        """As they were installed first, whatever was installed over them since."""
         operator, engine = self.images.operator.reference, self.images.engine.reference
-        charts.install(
-            self.cluster, _merged(charts.values(operator, engine, store, self.tenants), values)
-        )
+        ours = charts.values(operator, engine, self._store, self.tenants)
+        charts.install(self.cluster, _merged(ours, self._values))
 
     def _start_store(self) -> StoreAccess:
         """Buckets for engines and models, and a user for each identity."""
@@ -119,7 +123,7 @@ def listed(client: Any, bucket: str, prefix: str = "") -> dict[str, int]:
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in more.items():
-        known = result.get(key)
+        known = result.get(key, {})
         both = isinstance(known, Mapping) and isinstance(value, Mapping)
         result[key] = _merged(known, value) if both else value
     return result
