@@ -22,7 +22,7 @@ from llmengine_operator.kube_errors import (
     NotFoundError,
 )
 from llmengine_operator.labels import Annotation
-from llmengine_operator.observation import Found, Observation
+from llmengine_operator.observation import Found, KubeObject, Observation
 from llmengine_operator.plan import Action, Apply, ApplyDeployment, Delete, Scale
 from llmengine_operator.reasons import Reason
 from llmengine_operator.targets import Problem
@@ -89,24 +89,26 @@ class Applier:
         kind = _KINDS[obj["kind"]]
         stamped = _stamped(obj)
         child = observation.children.get((kind.kind, obj["metadata"]["name"]))
-        if isinstance(child, Found):
-            if _covers(child.value, stamped):
-                return False
+        found = child.value if isinstance(child, Found) else None
+        if isinstance(action, ApplyDeployment) and found is None:
+            with_replicas = {**stamped, "spec": {**stamped["spec"], "replicas": action.initial}}
+            self._kube.apply(DEPLOYMENT, with_replicas, manager=REPLICAS_MANAGER)
+            self._hand_over(stamped, action.initial)
+        elif isinstance(action, ApplyDeployment) and found is not None and _half_made(found):
+            self._hand_over(stamped, found["spec"]["replicas"])
+        elif found is None or not _covers(found, stamped):
             self._kube.apply(kind, stamped)
-        elif isinstance(action, ApplyDeployment):
-            self._make_deployment(stamped, action.initial)
         else:
-            self._kube.apply(kind, stamped)
+            return False
         return True
 
-    def _make_deployment(self, obj: Mapping[str, Any], replicas: int) -> None:
-        """Three applies: the whole with replicas, the whole without, then replicas alone.
+    def _hand_over(self, obj: Mapping[str, Any], replicas: int) -> None:
+        """The second and third of the three applies that make a Deployment: the whole with
+        replicas, the whole without, then replicas alone.
 
         Server-side apply resets a field to its default when its last owner gives it up, and what
         a plain create sets can never be taken out by a later apply.
         """
-        with_replicas = {**obj, "spec": {**obj["spec"], "replicas": replicas}}
-        self._kube.apply(DEPLOYMENT, with_replicas, manager=REPLICAS_MANAGER)
         self._kube.apply(DEPLOYMENT, obj)
         identity = {key: obj["metadata"][key] for key in ("name", "namespace")}
         self._kube.apply(
@@ -114,6 +116,14 @@ class Applier:
             {"metadata": identity, "spec": {"replicas": replicas}},
             manager=REPLICAS_MANAGER,
         )
+
+
+def _half_made(deployment: KubeObject) -> bool:
+    """Whether a crash has left the manager of replicas with all the rest, which it would keep."""
+    return any(
+        entry.get("manager") == REPLICAS_MANAGER and "f:metadata" in entry.get("fieldsV1", {})
+        for entry in deployment["metadata"].get("managedFields", [])
+    )
 
 
 def _stamped(obj: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +136,8 @@ def _stamped(obj: Mapping[str, Any]) -> dict[str, Any]:
 
 def _covers(observed: Any, desired: Any) -> bool:
     """Whether the API server's object already has everything that we would write."""
+    if observed is None and desired in ("", [], {}):
+        return True  # it leaves out what is empty
     if isinstance(desired, Mapping):
         return isinstance(observed, Mapping) and all(
             _covers(observed.get(key), value) for key, value in desired.items()

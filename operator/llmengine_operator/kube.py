@@ -82,7 +82,13 @@ class Kube(Protocol):
     def apply_status(
         self, kind: Kind, obj: Mapping[str, Any], *, manager: str = FIELD_MANAGER
     ) -> KubeObject:
-        """Server-side apply of /status. Raises NotFoundError: a status makes no object."""
+        """Server-side apply of /status. Raises NotFoundError: a status makes no object.
+
+        With a resourceVersion in `obj` it raises ConflictError if the object changed since.
+        """
+
+    def overwrite_status(self, kind: Kind, obj: Mapping[str, Any]) -> None:
+        """Sets fields of /status whoever owns them, lists as a whole; None removes a field."""
 
     def scale(self, kind: Kind, namespace: str, name: str, replicas: int) -> None:
         """Sets the number of replicas, through /scale."""
@@ -216,6 +222,10 @@ class KubeClient:
     ) -> KubeObject:
         query = {"fieldManager": manager, "force": "true"}
         return self._write("patch", "PATCH", kind, obj, query, subresource="status")
+
+    def overwrite_status(self, kind: Kind, obj: Mapping[str, Any]) -> None:
+        metadata = obj["metadata"]
+        self._merge(kind, metadata["namespace"], metadata["name"], "status", dict(obj))
 
     def scale(self, kind: Kind, namespace: str, name: str, replicas: int) -> None:
         self._merge(kind, namespace, name, "scale", {"spec": {"replicas": replicas}})

@@ -187,4 +187,4 @@ class Observation:
     pods: tuple[KubeObject, ...] = ()
     queue: Mapping[str, str] = field(default_factory=dict)
     unsafe_store: Unreadable | None = None
-    may_roll_image: bool = True
+    may_roll_image: bool = False

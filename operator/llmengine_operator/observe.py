@@ -37,7 +37,6 @@ from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.build_job import build_namespace
 from llmengine_operator.resources.deployment import deployment_name
 from llmengine_operator.resources.service import service_names
-from llmengine_operator.rollouts import RolloutGate
 from llmengine_operator.targets import Problem, Target, claim_name, targets
 
 # Nodes come and go slowly, and a list of a thousand is not read for every engine.
@@ -54,14 +53,12 @@ class Observer:
         *,
         catalog: Catalog,
         queue: BuildQueue,
-        gate: RolloutGate,
         config: Config,
         now: Callable[[], datetime],
     ) -> None:
         self._kube = kube
         self._catalog = catalog
         self._queue = queue
-        self._gate = gate
         self._config = config
         self._now = now
         self._nodes_lock = threading.Lock()
@@ -92,7 +89,6 @@ class Observer:
             pods=self._pods(engine) if _serves(children) else (),
             queue=self._queue.waiting() if missing else {},
             unsafe_store=self._catalog.unsafe() if missing else None,
-            may_roll_image=self._may_roll(engine, runtime, wanted),
         )
 
     def _runtime(self, name: str) -> Read[Runtime]:
@@ -187,15 +183,6 @@ class Observer:
     def _pods(self, engine: Engine) -> tuple[KubeObject, ...]:
         labels: dict[str, str] = {Label.ENGINE: engine.name, Label.TRACK: "stable"}
         return tuple(self._kube.list(POD, engine.namespace, labels=labels))
-
-    def _may_roll(self, engine: Engine, runtime: Read[Runtime], wanted: Iterable[Target]) -> bool:
-        """Asks the gate only when an engine would follow its runtime's new image."""
-        if not isinstance(runtime, Found):
-            return False
-        keys = {key for target in wanted for key in target.keys}
-        image = runtime.value.spec.image.reference
-        follows = any(row.key in keys and row.image != image for row in engine.status.serving)
-        return self._gate.enter(engine.id) if follows else True
 
 
 def _serves(children: dict[tuple[str, str], Read[KubeObject]]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,14 +22,15 @@ from llmengine_operator.conditions import ConditionType, Finding, find, set_cond
 from llmengine_operator.config import Config
 from llmengine_operator.kinds import LLMENGINE
 from llmengine_operator.kube import Kube
-from llmengine_operator.kube_errors import NotFoundError
+from llmengine_operator.kube_errors import ConflictError, NotFoundError
 from llmengine_operator.labels import Annotation, Label
-from llmengine_operator.observation import Engine
+from llmengine_operator.observation import Observation
 from llmengine_operator.observe import Observer
 from llmengine_operator.parse import parse_engine
 from llmengine_operator.plan import Decision, decide, remembered_keys
 from llmengine_operator.reasons import Reason
 from llmengine_operator.report import report
+from llmengine_operator.rollout import image_rolls
 from llmengine_operator.rollouts import RolloutGate
 from llmengine_operator.status import StatusWriter
 from llmengine_operator.targets import Problem
@@ -40,6 +42,7 @@ Key = tuple[str, str]
 BUILDS: Key = ("", "builds")
 # While a rollout runs its pods wake us; this is for what no watch tells.
 ROLLOUT_POLL_SECONDS = 30.0
+AT_ONCE = 0.0
 
 
 def utc_now() -> datetime:
@@ -69,7 +72,7 @@ class Reconciler:
         self._queue = BuildQueue(kube, config)
         self._catalog = Catalog(store, config.store.conditional_writes, now)
         self._observer = Observer(
-            kube, catalog=self._catalog, queue=self._queue, gate=self._gate, config=config, now=now
+            kube, catalog=self._catalog, queue=self._queue, config=config, now=now
         )
         self._applier = Applier(kube)
         self._status = StatusWriter(kube)
@@ -85,6 +88,7 @@ class Reconciler:
             for obj in self._kube.list(LLMENGINE, space, metadata_only=True)
         ]
         self._queue.expect(keys)
+        self._gate.expect(keys)
         for key in keys:
             self._enqueue(key)
         self._enqueue(BUILDS)
@@ -99,7 +103,11 @@ class Reconciler:
             for engine in outcome.engines:
                 self._enqueue(engine)
             return outcome.next_due
-        return self._engine(key)
+        try:
+            return self._engine(key)
+        finally:
+            if self._gate.seen(key):
+                self._next_rollout()
 
     def _known_engines(self, runtime: str) -> list[Key]:
         return [key for key, name in list(self._runtimes.items()) if name == runtime]
@@ -120,7 +128,7 @@ class Reconciler:
             return None
         self._runtimes[key] = engine.spec.runtime
         observation = self._observer.observe(engine)
-        decision = decide(observation, self._config, self._now())
+        decision = self._decide(observation)
         if self._queue.tell(engine, decision):
             self._enqueue(BUILDS)
         applied = self._applier.apply(observation, decision.actions)
@@ -131,8 +139,12 @@ class Reconciler:
             refused=applied.refused,
             now=self._now(),
         )
-        self._status.write(obj["metadata"], engine.status, after)
-        self._leave_gate(engine, after)
+        try:
+            self._status.write(obj["metadata"], engine.status, after)
+        except ConflictError:
+            return AT_ONCE  # it was changed since it was read
+        if not image_rolls(after.serving, observation.pods) and self._gate.leave(key):
+            self._next_rollout()
         return self._due(decision, applied.refused or decision.problem, after)
 
     def _gone(self, key: Key) -> None:
@@ -170,10 +182,17 @@ class Reconciler:
         )
         self._status.write(metadata, before, after)
 
-    def _leave_gate(self, engine: Engine, after: LLMEngineStatus) -> None:
-        ready = find(after.conditions, ConditionType.READY)
-        if ready is not None and ready.status == "True" and self._gate.leave(engine.id):
-            self._next_rollout()
+    def _decide(self, observation: Observation) -> Decision:
+        """The plan. It follows a runtime's new image only with a place at the gate."""
+        engine = observation.engine
+        decision = decide(observation, self._config, self._now())
+        if image_rolls(engine.status.serving, observation.pods):
+            self._gate.resume(engine.id)
+        waits = decision.problem is None and any(plan.image_waits for plan in decision.plans)
+        if waits and self._gate.enter(engine.id):
+            may_roll = replace(observation, may_roll_image=True)
+            return decide(may_roll, self._config, self._now())
+        return decision
 
     def _next_rollout(self) -> None:
         """A place at the gate is free: those who wait for it look again."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from llmengine.api.v1alpha1 import ServingStatus
+from llmengine.architecture import Architecture
 from llmengine_operator.labels import Annotation, Label
 from llmengine_operator.observation import KubeObject
 from llmengine_operator.pods import is_ready, newest, trouble
@@ -81,3 +83,13 @@ def _why(deployment: KubeObject, pods: Sequence[KubeObject], key: str) -> tuple[
 def pods_of(pods: Sequence[KubeObject], slug: str) -> list[KubeObject]:
     """The server pods of one architecture."""
     return [p for p in pods if p["metadata"].get("labels", {}).get(Label.ARCHITECTURE) == slug]
+
+
+def image_rolls(serving: Iterable[ServingStatus], pods: Sequence[KubeObject]) -> bool:
+    """Whether pods of an older image are still there beside what is to be served."""
+    for row in serving:
+        for pod in pods_of(pods, Architecture.parse(row.architecture).slug):
+            image = pod["spec"]["containers"][0]["image"]
+            if image != row.image and "deletionTimestamp" not in pod["metadata"]:
+                return True
+    return False

@@ -22,7 +22,7 @@ _VERBS = {
     "apply": ("create", "patch"),
     "delete": ("delete",),
 }
-_SUBRESOURCES = {"apply_status": "status", "scale": "scale"}
+_SUBRESOURCES = {"apply_status": "status", "overwrite_status": "status", "scale": "scale"}
 # Where the kind is a variable, with what it stands for there.
 _VARIABLE: dict[str, tuple[Kind, ...]] = {
     "apply.py": (kinds.DEPLOYMENT, kinds.SERVICE, kinds.HPA),

@@ -414,7 +414,7 @@ def test_a_change_is_shown_no_longer_than_a_status_takes() -> None:
 def test_an_image_edit_moves_no_key_and_waits_for_its_turn() -> None:
     world = World().cached().serving()
     key = world.target.key
-    world.but(runtime=Found(make_runtime(image="v2")), may_roll_image=False)
+    world.but(runtime=Found(make_runtime(image="v2")))
     assert world.target.key == key
     pod = deployment_of(world).object["spec"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "registry.test/engine:v1"
@@ -422,7 +422,8 @@ def test_an_image_edit_moves_no_key_and_waits_for_its_turn() -> None:
 
 
 def test_an_image_edit_rolls_when_it_may() -> None:
-    world = World().cached().serving().but(runtime=Found(make_runtime(image="v2")))
+    world = World().cached().serving()
+    world.but(runtime=Found(make_runtime(image="v2")), may_roll_image=True)
     pod = deployment_of(world).object["spec"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "registry.test/engine:v2"
 

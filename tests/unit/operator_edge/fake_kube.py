@@ -99,6 +99,9 @@ class FakeKube:
     ) -> KubeObject:
         raise NotImplementedError
 
+    def overwrite_status(self, kind: Kind, obj: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
     def scale(self, kind: Kind, namespace: str, name: str, replicas: int) -> None:
         raise NotImplementedError
 

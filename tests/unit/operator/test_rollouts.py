@@ -1,0 +1,69 @@
+"""Who may follow a runtime's new image, and who is doing so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmengine_operator.rollout import image_rolls
+from llmengine_operator.rollouts import RolloutGate
+from tests.unit.operator.world import World, make_engine
+
+ONE, TWO, THREE = ((make_engine(name).id) for name in ("one", "two", "three"))
+
+
+def test_one_engine_rolls_at_a_time_and_the_next_when_it_is_done() -> None:
+    gate = RolloutGate(1)
+    assert gate.enter(ONE)
+    assert gate.enter(ONE)
+    assert not gate.enter(TWO)
+    assert gate.leave(ONE)
+    assert not gate.leave(ONE)
+    assert gate.enter(TWO)
+
+
+def test_after_a_start_nobody_enters_before_every_engine_was_looked_at() -> None:
+    gate = RolloutGate(1)
+    gate.expect([ONE, TWO, THREE])
+    assert not gate.enter(ONE)
+    assert not gate.seen(ONE)
+    assert not gate.seen(TWO)
+    # The last one may, since nobody else can be rolling unseen.
+    assert gate.enter(THREE)
+    assert gate.seen(THREE)
+    assert not gate.seen(THREE)
+
+
+def test_an_engine_that_is_found_rolling_keeps_its_place() -> None:
+    gate = RolloutGate(1)
+    gate.expect([ONE, TWO])
+    gate.seen(ONE)
+    gate.resume(TWO)
+    gate.seen(TWO)
+    assert not gate.enter(ONE)
+    assert gate.leave(TWO)
+    assert gate.enter(ONE)
+
+
+@pytest.mark.parametrize(
+    ("image", "more", "rolls"),
+    [
+        pytest.param("registry.test/engine:v1", {}, False, id="pods of the image that serves"),
+        pytest.param("registry.test/engine:v0", {}, True, id="pods of another image"),
+        pytest.param(
+            "registry.test/engine:v0",
+            {"deletionTimestamp": "2026-11-24T12:00:00Z"},
+            False,
+            id="pods of another image on their way out",
+        ),
+    ],
+)
+def test_an_image_rolls_while_pods_of_another_are_there(
+    image: str, more: dict[str, Any], rolls: bool
+) -> None:
+    world = World().cached().serving()
+    (pod,) = world.observation.pods
+    pods = [{**pod, "metadata": {**pod["metadata"], **more}}]
+    pods[0]["spec"] = {"containers": [{"name": "server", "image": image}]}
+    assert image_rolls(world.observation.engine.status.serving, pods) is rolls
