@@ -1,11 +1,11 @@
-"""How much of a prompt is run at once: little enough that nobody who generates waits long."""
+"""How much of the prompts is run at once: little enough that nobody who generates waits long."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
 
-# A chunk between two decode steps takes about as long as this many of them.
+# All chunks between two decode steps take about as long as this many of them.
 DECODE_STEPS = 2.0
 # With nobody to wait, a chunk is still short enough to notice a cancellation or a newcomer.
 ALONE_SECONDS = 1.0
@@ -33,13 +33,25 @@ class Chunking:
     def decoded(self, seconds: float) -> None:
         self._steps.append(seconds)
 
-    def size(self, *, others_decode: bool) -> int:
-        """Tokens of the next chunk, at most; `max_batch_tokens` until something was measured."""
+    def size_alone(self) -> int:
+        """Tokens of the next chunk, at most, while nobody waits for a decode step."""
+        return self._fitting(ALONE_SECONDS)
+
+    def size_between_steps(self, spent: float) -> int:
+        """Tokens of the next chunk, at most, while others wait for their next token.
+
+        `spent`: seconds of prefill since the last decode step. The first chunk always gets some
+        tokens, a further one none when there is no time left for it.
+        """
+        if not self._steps:
+            return self._fitting(0) if not spent else 0
+        # The median: one step that the machine held up must not let a huge chunk in.
+        left = DECODE_STEPS * statistics.median(self._steps) - spent
+        if spent and left < SMALLEST_CHUNK * (self._seconds_per_token or 0):
+            return 0
+        return self._fitting(left)
+
+    def _fitting(self, seconds: float) -> int:
         if not self._seconds_per_token:
             return self._max
-        allowed = ALONE_SECONDS
-        if others_decode and self._steps:
-            # The median: one step that the machine held up must not let a huge chunk in.
-            allowed = DECODE_STEPS * statistics.median(self._steps)
-        fitting = int(allowed / self._seconds_per_token)
-        return min(max(fitting, SMALLEST_CHUNK), self._max)
+        return min(max(int(seconds / self._seconds_per_token), SMALLEST_CHUNK), self._max)

@@ -181,10 +181,11 @@ class Delivery:
                 if stream.responder.cancelled():
                     self._cancel(stream.request.id)
                     self._end(stream, Finish.CANCELLED, "the client went away")
-        if now >= self._next_report and self._occupancy is not None:
+        if now >= self._next_report:
             self._next_report = now + _SECONDS_BETWEEN_REPORTS
-            self._meter.report(self._occupancy, self._generated)
-            self._generated = 0
+            if self._occupancy is not None:
+                self._meter.report(self._occupancy, self._generated)
+                self._generated = 0
 
     def _wait(self, now: float) -> float:
         moments = [self._next_report]

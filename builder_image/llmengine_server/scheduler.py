@@ -80,7 +80,7 @@ class Scheduler:
         self._waiting: deque[Generation] = deque()
         self._decoding: list[_Sequence] = []
         self._prefilling: _Sequence | None = None
-        self._prefilled_last = False
+        self._prefill_seconds = 0.0  # since the last decode step
 
     @property
     def occupancy(self) -> Occupancy:
@@ -143,27 +143,32 @@ class Scheduler:
         return events
 
     def step(self) -> list[Event]:
-        """One prefill chunk or one decode step, in turns; the tokens that came of it."""
+        """One prefill chunk or one decode step; the tokens that came of it.
+
+        Prompts go first as long as those who generate are not kept waiting for it.
+        """
         if self._prefilling is None and self._waiting and self._taken < self._session.slots:
             self._prefilling = _Sequence.of(self._waiting.popleft())
-        if self._prefilling is not None and not (self._decoding and self._prefilled_last):
-            self._prefilled_last = True
-            return self._prefill(self._prefilling)
-        self._prefilled_last = False
+        if self._prefilling is not None:
+            if not self._decoding:
+                return self._prefill(self._prefilling, self._chunking.size_alone())
+            if size := self._chunking.size_between_steps(self._prefill_seconds):
+                return self._prefill(self._prefilling, size)
         return self._decode() if self._decoding else []
 
     @property
     def _taken(self) -> int:
         return len(self._decoding) + (self._prefilling is not None)
 
-    def _prefill(self, sequence: _Sequence) -> list[Event]:
+    def _prefill(self, sequence: _Sequence, size: int) -> list[Event]:
         slot = len(self._decoding)
-        size = self._chunking.size(others_decode=bool(self._decoding))
         chunk = sequence.tokens[sequence.past : sequence.past + size]
         before = self._clock()
         row = self._session.prefill(slot, chunk, sequence.past)
         finite = row.finite()
-        self._chunking.prefilled(len(chunk), self._clock() - before)
+        seconds = self._clock() - before
+        self._chunking.prefilled(len(chunk), seconds)
+        self._prefill_seconds += seconds
         sequence.past += len(chunk)
         if not finite:
             self._session.zero(slot)
@@ -192,6 +197,7 @@ class Scheduler:
                 self._session.zero(slot)
                 events.append(sequence.spoiled())
         self._chunking.decoded(self._clock() - before)
+        self._prefill_seconds = 0.0
         # From the last slot down: whoever moves into a hole then stays in the batch.
         for slot in range(len(events) - 1, -1, -1):
             if events[slot].finish is not None:

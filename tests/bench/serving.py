@@ -85,8 +85,8 @@ class Serving:
         self.loop = EngineLoop(Scheduler(session, time.perf_counter), NoPulse())
         self._delivery = Delivery(interval=0.02, meter=NoMeter(), cancel=self.loop.cancel)
         self._threads = [
-            threading.Thread(target=self.loop.run, args=(self._delivery,)),
-            threading.Thread(target=self._delivery.run),
+            threading.Thread(target=self.loop.run, args=(self._delivery,), daemon=True),
+            threading.Thread(target=self._delivery.run, daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -193,15 +193,16 @@ def first_token_under_load(
         client.done.wait()
     time.sleep(0.05)
     # The loop is idle now: the session may be used from here.
-    began = time.perf_counter()
-    session.prefill(0, prompt, 0)
-    prefill = time.perf_counter() - began
-    steps = []
-    for _ in range(5):
+    prefills, steps = [], []
+    for slot in range(LIMITS.max_batch_size):
         began = time.perf_counter()
-        session.decode([1] * LIMITS.max_batch_size, [100] * LIMITS.max_batch_size)
+        session.prefill(slot, prompt, 0)
+        prefills.append(time.perf_counter() - began)
+    for step in range(5):
+        began = time.perf_counter()
+        session.decode([1] * LIMITS.max_batch_size, [len(prompt) + step] * LIMITS.max_batch_size)
         steps.append(time.perf_counter() - began)
-    return waited - prefill, statistics.median(steps)
+    return waited - statistics.median(prefills), statistics.median(steps)
 
 
 def in_turns(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:

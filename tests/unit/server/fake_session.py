@@ -31,7 +31,8 @@ class FakeSession:
     """Its cache holds the tokens themselves, so a row in the wrong place changes what follows.
 
     A sequence that contains `poison` has logits that are not finite. `calls` records prefill
-    chunks and decode batches; `cost` is added to `now` for each token that is run.
+    chunks and decode batches; `cost` is added to `now` for each token of a prompt and
+    `decode_cost` for each step.
     """
 
     slots: int = 4
@@ -40,6 +41,7 @@ class FakeSession:
     vocabulary: int = VOCABULARY
     poison: int = -1
     cost: float = 0.001
+    decode_cost: float = 0.001
     now: float = 0.0
     calls: list[tuple[str, int]] = field(default_factory=list)
     moves: int = 0
@@ -59,7 +61,7 @@ class FakeSession:
     def decode(self, tokens: Sequence[int], pasts: Sequence[int]) -> Sequence[FakeRow]:
         assert 0 < len(tokens) <= self.slots
         self.calls.append(("decode", len(tokens)))
-        self.now += self.cost
+        self.now += self.decode_cost
         return [
             self._append(slot, [token], past)
             for slot, (token, past) in enumerate(zip(tokens, pasts, strict=True))

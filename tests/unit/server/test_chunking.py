@@ -9,13 +9,10 @@ import pytest
 from llmengine_server.chunking import ALONE_SECONDS, DECODE_STEPS, SMALLEST_CHUNK, Chunking
 
 
-def settle(
-    chunking: Chunking, cost: Callable[[int], float], *, others_decode: bool, rounds: int = 20
-) -> int:
-    for _ in range(rounds):
-        size = chunking.size(others_decode=others_decode)
-        chunking.prefilled(size, cost(size))
-    return chunking.size(others_decode=others_decode)
+def settle(chunking: Chunking, cost: Callable[[int], float], size: Callable[[], int]) -> int:
+    for _ in range(20):
+        chunking.prefilled(size(), cost(size()))
+    return size()
 
 
 def linear(tokens: int) -> float:
@@ -23,7 +20,7 @@ def linear(tokens: int) -> float:
 
 
 def test_nothing_measured_means_the_whole_chunk() -> None:
-    assert Chunking(512).size(others_decode=False) == 512
+    assert Chunking(512).size_alone() == 512
 
 
 def test_a_chunk_comes_to_take_as_long_as_two_decode_steps() -> None:
@@ -31,26 +28,28 @@ def test_a_chunk_comes_to_take_as_long_as_two_decode_steps() -> None:
     chunking.prefilled(512, linear(512))
     for _ in range(5):
         chunking.decoded(0.04)
-    size = settle(chunking, linear, others_decode=True)
+    size = settle(chunking, linear, lambda: chunking.size_between_steps(0))
     assert linear(size) == pytest.approx(DECODE_STEPS * 0.04, rel=0.05)
 
 
 def test_alone_a_chunk_takes_a_second_at_most() -> None:
     chunking = Chunking(4096)
-    size = settle(chunking, linear, others_decode=False)
+    size = settle(chunking, linear, chunking.size_alone)
     assert linear(size) == pytest.approx(ALONE_SECONDS, rel=0.05)
 
 
 def test_a_fast_engine_takes_the_whole_chunk() -> None:
     chunking = Chunking(512)
     chunking.decoded(0.04)
-    assert settle(chunking, lambda tokens: tokens * 1e-5, others_decode=True) == 512
+    size = settle(chunking, lambda n: n * 1e-5, lambda: chunking.size_between_steps(0))
+    assert size == 512
 
 
 def test_a_slow_engine_still_makes_progress() -> None:
     chunking = Chunking(512)
     chunking.decoded(0.01)
-    assert settle(chunking, lambda _: 5.0, others_decode=True) == SMALLEST_CHUNK
+    size = settle(chunking, lambda _: 5.0, lambda: chunking.size_between_steps(0))
+    assert size == SMALLEST_CHUNK
 
 
 def test_one_step_that_the_machine_held_up_lets_no_huge_chunk_in() -> None:
@@ -58,12 +57,32 @@ def test_one_step_that_the_machine_held_up_lets_no_huge_chunk_in() -> None:
     chunking.prefilled(512, 0.512)
     for seconds in (0.01, 0.01, 3.0, 0.01):
         chunking.decoded(seconds)
-    assert chunking.size(others_decode=True) == 20
+    assert chunking.size_between_steps(0) == 20
 
 
 def test_the_short_rest_of_a_prompt_teaches_nothing() -> None:
     chunking = Chunking(512)
     chunking.prefilled(256, 0.256)
-    before = chunking.size(others_decode=False)
+    before = chunking.size_alone()
     chunking.prefilled(2, 0.5)
-    assert chunking.size(others_decode=False) == before
+    assert chunking.size_alone() == before
+
+
+def test_further_prompts_share_the_time_between_two_steps() -> None:
+    chunking = Chunking(512)
+    chunking.prefilled(100, 0.1)
+    for _ in range(5):
+        chunking.decoded(0.05)
+    assert [chunking.size_between_steps(spent) for spent in (0, 0.03, 0.08, 0.09, 1.0)] == [
+        100,
+        70,
+        20,
+        0,
+        0,
+    ]
+
+
+def test_before_the_first_step_was_measured_it_is_taken() -> None:
+    chunking = Chunking(512)
+    chunking.prefilled(100, 0.1)
+    assert chunking.size_between_steps(0.1) == 0

@@ -98,6 +98,26 @@ def test_a_long_prompt_is_run_in_chunks_with_decode_steps_between() -> None:
     ]
 
 
+def test_short_prompts_share_the_time_between_two_steps() -> None:
+    session = FakeSession(slots=8, cost=0.001, decode_cost=0.03, max_batch_tokens=32)
+    scheduler = scheduler_of(session)
+    scheduler.submit(generation(1, prompt=range(3, 21), max_tokens=10))
+    for _ in range(2):
+        scheduler.step()
+    session.calls.clear()
+    for id_ in range(2, 8):
+        scheduler.submit(generation(id_, prompt=range(3, 21), max_tokens=10))
+    for _ in range(5):
+        scheduler.step()
+    assert session.calls == [
+        ("prefill", 18),
+        ("prefill", 18),
+        ("prefill", 18),
+        ("decode", 4),
+        ("prefill", 18),
+    ]
+
+
 def test_a_newcomer_waits_for_one_decode_step_at_most() -> None:
     session = FakeSession(slots=8)
     scheduler = scheduler_of(session)
