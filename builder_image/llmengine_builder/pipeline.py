@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from llmengine_builder.resolve import Resolved, resolve
 from llmengine_builder.resources import DISK_BESIDE_MODEL, check_disk, check_memory
 from llmengine_builder.source import Access, Source, SourceFile, open_source
 from llmengine_builder.verify import SLOTS, verify
+
+_HASHED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,17 @@ def _download(
     """Fetch the weights, and hash all that was fetched."""
     source.fetch(list(resolved.weights), progress.of_bytes(resolved.weight_bytes))
     files: Mapping[str, SourceFile] = {**resolved.weights, **resolved.descriptions}
-    contents = {}
+    paths = [source.folder / name for name in files]
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        contents = dict(zip(paths, pool.map(Contents.of, paths), strict=True))
     for name, file in files.items():
-        found = Contents.of(source.folder / name)
+        found = contents[source.folder / name]
         if file.sha256 is not None and found.digest != f"sha256:{file.sha256}":
             raise TransientError(
                 BuildReason.MODEL_UNREACHABLE,
                 f"{name} of {uri} arrived damaged: its SHA-256 is not the one that the hub tells;"
                 " try again",
             )
-        contents[source.folder / name] = found
     return contents
 
 

@@ -54,10 +54,16 @@ class HubSource:
                 f"{self._hub} answered with commit {info.sha} of {self._uri}, not with"
                 f" {self._revision}: correct the mirror",
             )
+        files = [file for file in info.siblings or [] if "/" not in file.rfilename]
+        if any(file.size is None for file in files):
+            raise BadInputError(
+                BuildReason.MODEL_UNREACHABLE,
+                f"{self._hub} does not tell the sizes of the files of {self._uri}: use a mirror"
+                " that answers ?blobs=true as the hub does",
+            )
         return [
             SourceFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
-            for file in info.siblings or []
-            if "/" not in file.rfilename
+            for file in files
         ]
 
     def head(self, path: str, length: int) -> bytes:

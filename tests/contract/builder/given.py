@@ -79,6 +79,11 @@ def on_claim(given: Given, path: str) -> BuildRequest:
     return given.on_claim(path)
 
 
+def without_sizes(given: Given) -> Run:
+    given.hub.tells_sizes = False
+    return given.bench.build(given.on_hub())
+
+
 def linked_out(given: Given) -> BuildRequest:
     request = on_claim(given, "models/tiny")
     weights = given.bench.folder / "claim/models/tiny/model-00001-of-00002.safetensors"

@@ -45,7 +45,7 @@ class Hub:
 
     `asked`: method, path and Authorization of each request. The next `failing` ones are answered
     with `status`; the next `cut` whole files break off in the middle; a `damaged` hub flips the
-    last bit of large ones.
+    last bit of large ones. Not `tells_sizes`: it is a poor mirror.
     """
 
     repositories: Mapping[str, Repository]
@@ -54,6 +54,7 @@ class Hub:
     status: int = 503
     cut: int = 0
     damaged: bool = False
+    tells_sizes: bool = True
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"server_hub": self})
@@ -129,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [
             {
                 "rfilename": path.name,
-                "size": path.stat().st_size,
+                "size": path.stat().st_size if self.server_hub.tells_sizes else None,
                 "blobId": "0" * 40,
                 **({"lfs": _lfs(path)} if _is_large(path) else {}),
             }

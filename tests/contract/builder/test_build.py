@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,24 @@ def test_a_store_that_takes_no_progress_fails_no_build(bench: Bench, tiny: Path,
     assert "progress cannot be told" in warnings[0]
 
 
+def test_a_store_that_goes_away_before_the_end_is_worth_another_try(
+    bench: Bench, tiny: Path, hub: Hub, toxiproxy: Toxiproxy
+) -> None:
+    server = bench.place.server
+    proxy = toxiproxy.add("failing-store", f"{server.host}:{server.port}")
+    request = bench.request("hf://acme/tiny", hf_endpoint=hub.endpoint)
+    away = request.model_copy(update={"store": bench.place.at(proxy.address).location})
+    try:
+        process, last = bench.start_build(away)
+        read_until(process, "Download")
+        proxy.disable()
+        run = bench.finish(process, last)
+    finally:
+        proxy.remove()
+    assert (run.code, run.last["reason"]) == (20, "StoreUnreachable"), run
+    assert bench.build(request).code == 0
+
+
 def test_sigterm_during_a_download_ends_the_build_at_once(
     bench: Bench, tiny: Path, hub: Hub, toxiproxy: Toxiproxy
 ) -> None:
@@ -229,14 +248,16 @@ def interrupted(
 ) -> tuple[Run, float]:
     """A build that gets SIGTERM in a phase, and the seconds that it took to end."""
     process, last = bench.start_build(request)
-    assert process.stdout is not None
-    seen = ""
-    while f'"phase": "{phase}"' not in seen:
-        line = process.stdout.readline()
-        assert line, process.communicate()
-        seen += line
+    read_until(process, phase)
     wait_for(lambda: bool(until()), 20)
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     run = bench.finish(process, last)
     return run, time.monotonic() - begun
+
+
+def read_until(process: subprocess.Popen[str], phase: str) -> None:
+    """Read what a build says until it says that a phase has begun."""
+    assert process.stdout is not None
+    while f'"phase": "{phase}"' not in (line := process.stdout.readline()):
+        assert line, process.communicate()

@@ -22,6 +22,7 @@ from tests.contract.builder.given import (
     only,
     with_factors,
     with_options,
+    without_sizes,
 )
 from tests.contract.builder.hub import BAD_TOKEN, TOKEN, WEAK_TOKEN, Hub, Repository
 from tests.contract.builder.run import Bench, Run
@@ -155,6 +156,11 @@ HUB = [
         damaged,
         *(20, "ModelUnreachable", "arrived damaged: its SHA-256 is not the one that the hub tells"),
         id="weights that are damaged on their way",
+    ),
+    case(
+        without_sizes,
+        *(10, "ModelUnreachable", "does not tell the sizes of the files of hf://acme/tiny"),
+        id="a mirror that does not tell sizes",
     ),
 ]
 
