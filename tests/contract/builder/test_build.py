@@ -16,10 +16,12 @@ from llmengine.artifact import Manifest
 from llmengine.key import Scope
 from llmengine.requests import BuildRequest, S3Endpoint
 from llmengine_server.session.opening import open_session
+from tests.cluster.s3 import S3Server
 from tests.cluster.toxiproxy import Toxiproxy
 from tests.cluster.waiting import wait_for
 from tests.contract.builder.hub import TOKEN, Hub
 from tests.contract.builder.run import OPTIONS, Bench, Run
+from tests.contract.store.place import Place
 from tests.models.tiny import TinyModel
 
 PHASES = ["Resolve", "Download", "Graph", "Compile", "Verify", "Publish"]
@@ -140,6 +142,18 @@ def test_two_builders_of_one_key_publish_one_engine(bench: Bench, tiny: Path, hu
     assert [run.code for run in runs] == [0, 0], runs
     assert len({run.last["manifestDigest"] for run in runs}) == 1
     assert stored(bench, request, runs[0]) is not None
+
+
+def test_a_build_over_tls_trusts_the_ca_that_it_is_given(tmp_path: Path, tiny: Path) -> None:
+    with S3Server(name="s3-build-tls", tls=True) as server:
+        bench = Bench(Place.new(server), tmp_path)
+        request = bench.request(
+            bench.put_model(tiny),
+            model_endpoint=S3Endpoint(endpoint=server.endpoint, ca_pem=bench.place.location.ca_pem),
+        )
+        run = bench.build(request)
+        assert run.code == 0, run
+        assert stored(bench, request, run)
 
 
 def test_what_a_killed_container_left_in_the_scratch_folder_does_not_matter(
