@@ -33,25 +33,28 @@ class Chunking:
     def decoded(self, seconds: float) -> None:
         self._steps.append(seconds)
 
-    def size_alone(self) -> int:
-        """Tokens of the next chunk, at most, while nobody waits for a decode step."""
-        return self._fitting(ALONE_SECONDS)
+    def size_alone(self, rest: int) -> int:
+        """Tokens of the next chunk of a prompt of which `rest` are left; nobody else waits."""
+        return self._fitting(ALONE_SECONDS, rest)
 
-    def size_between_steps(self, spent: float) -> int:
-        """Tokens of the next chunk, at most, while others wait for their next token.
+    def size_between_steps(self, rest: int, spent: float) -> int:
+        """Tokens of the next chunk while others wait for their next token.
 
         `spent`: seconds of prefill since the last decode step. The first chunk always gets some
         tokens, a further one none when there is no time left for it.
         """
         if not self._steps:
-            return self._fitting(0) if not spent else 0
+            return 0 if spent else self._fitting(0, rest)
         # The median: one step that the machine held up must not let a huge chunk in.
         left = DECODE_STEPS * statistics.median(self._steps) - spent
         if spent and left < SMALLEST_CHUNK * (self._seconds_per_token or 0):
             return 0
-        return self._fitting(left)
+        return self._fitting(left, rest)
 
-    def _fitting(self, seconds: float) -> int:
+    def _fitting(self, seconds: float, rest: int) -> int:
+        most = min(rest, self._max)
         if not self._seconds_per_token:
-            return self._max
-        return min(max(int(seconds / self._seconds_per_token), SMALLEST_CHUNK), self._max)
+            return most
+        size = max(int(seconds / self._seconds_per_token), SMALLEST_CHUNK)
+        # A last chunk of a few tokens would cost as much again as it holds up now.
+        return most if rest <= size + SMALLEST_CHUNK else min(size, most)

@@ -149,16 +149,19 @@ class Scheduler:
         """
         if self._prefilling is None and self._waiting and self._taken < self._session.slots:
             self._prefilling = _Sequence.of(self._waiting.popleft())
-        if self._prefilling is not None:
-            if not self._decoding:
-                return self._prefill(self._prefilling, self._chunking.size_alone())
-            if size := self._chunking.size_between_steps(self._prefill_seconds):
-                return self._prefill(self._prefilling, size)
+        if self._prefilling is not None and (size := self._chunk_size(self._prefilling)):
+            return self._prefill(self._prefilling, size)
         return self._decode() if self._decoding else []
 
     @property
     def _taken(self) -> int:
         return len(self._decoding) + (self._prefilling is not None)
+
+    def _chunk_size(self, sequence: _Sequence) -> int:
+        rest = len(sequence.tokens) - sequence.past
+        if not self._decoding:
+            return self._chunking.size_alone(rest)
+        return self._chunking.size_between_steps(rest, self._prefill_seconds)
 
     def _prefill(self, sequence: _Sequence, size: int) -> list[Event]:
         slot = len(self._decoding)
