@@ -29,7 +29,7 @@ def main() -> int:
     """The container's main process. Returns tritonserver's exit status, 0 after a SIGTERM."""
     options = _options().parse_args()
     run_directory = Path(alive.RUN_DIRECTORY)
-    prepare(run_directory, shm_prefix(options.http_port))
+    prepare(run_directory, options.http_port)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -43,6 +43,7 @@ def main() -> int:
         found = alive.loop_process(str(run_directory))
         if found and alive.runs(found[0]):
             os.kill(found[0], signal.SIGKILL)
+        remove_shared_memory(options.http_port)
 
 
 class Supervisor:
@@ -100,12 +101,17 @@ class Supervisor:
         return f"the engine's process {found[0]} died"
 
 
-def prepare(run_directory: Path, shm: str) -> None:
+def prepare(run_directory: Path, http_port: int) -> None:
     """Remove what an earlier container of the same pod left behind."""
     run_directory.mkdir(parents=True, exist_ok=True)
     for name in (alive.HEARTBEAT, alive.DRAINING, alive.DRAINED):
         (run_directory / name).unlink(missing_ok=True)
-    for region in Path("/dev/shm").glob(f"{shm}*"):  # noqa: S108 - Triton's place
+    remove_shared_memory(http_port)
+
+
+def remove_shared_memory(http_port: int) -> None:
+    """A killed Triton leaves its region, and a pod's restarts would fill its memory with them."""
+    for region in Path("/dev/shm").glob(f"{shm_prefix(http_port)}*"):  # noqa: S108 - Triton's place
         region.unlink(missing_ok=True)
 
 

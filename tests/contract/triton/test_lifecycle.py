@@ -48,6 +48,10 @@ def wait_for_exit(server: Server, seconds: float) -> int:
     return status
 
 
+def shared_memory(http_port: int) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"llmengine-{http_port}-*"))
+
+
 def beats(server: Server) -> float:
     found = alive.loop_process(str(server.run_directory))
     assert found is not None
@@ -136,6 +140,7 @@ def test_a_killed_engine_process_fails_the_probes_and_ends_the_container(
         server.kill(server.process.pid, signal.SIGCONT)
         assert wait_for_exit(server, 5) == 1
         assert "died: the container ends" in server.log.read_text()
+        assert shared_memory(server.http) == []
 
 
 def test_a_loop_that_stands_still_fails_the_probes(new_server: NewServer) -> None:
@@ -189,7 +194,7 @@ def test_a_server_starts_again_where_another_was_killed(
         for process in (server.process.pid, stub):
             server.kill(process)
         server.process.wait()
-    left = list(Path("/dev/shm").glob(f"llmengine-{ports[0]}-*"))
+    left = shared_memory(ports[0])
     assert left, "nothing was left behind: this test proves nothing"
     again = tmp_path / "again"
     again.mkdir()
@@ -198,7 +203,8 @@ def test_a_server_starts_again_where_another_was_killed(
     end_orphan(ports[0])
     with Server(repository, MODEL, again, ports=ports) as server:
         assert server.generate(text_input="a", max_tokens=1).status == 200
-        assert not set(left) & set(Path("/dev/shm").glob(f"llmengine-{ports[0]}-*"))
+        assert not set(left) & set(shared_memory(ports[0]))
+    assert shared_memory(ports[0]) == []
 
 
 def end_orphan(http_port: int) -> None:
