@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.models.tiny import TinyModel
 
-DIRECTORY = Path(__file__).parent / "golden"
+DIRECTORY = Path(__file__).parent / "recorded"
 REMEDY = "remake the goldens with 'make golden' if the change was meant"
 
 

@@ -19,6 +19,9 @@ from llmengine_server.session import EngineError, RowLogits
 from llmengine_server.session.cache import KvCache
 from llmengine_server.session.threads import usable_cpus
 
+# A server tells nobody of what it serves.
+ort.disable_telemetry_events()
+
 VERSION: str = ort.__version__
 _OUTPUTS = ["logits", "k_new", "v_new"]
 

@@ -152,7 +152,8 @@ def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dic
         "command": ["llmengine-serve"],
         "env": environment(
             runtime.pod_defaults,
-            LLMENGINE_EXIT_TIMEOUT=str(max(grace - 2 * PRE_STOP_SECONDS, 1)),
+            # The supervisor ends Triton within this time, so a second is enough to spare.
+            LLMENGINE_EXIT_TIMEOUT=str(grace - PRE_STOP_SECONDS - 1),
         ),
         "ports": [
             {"name": "http", "containerPort": HTTP, "protocol": "TCP"},
@@ -163,9 +164,11 @@ def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dic
         "readinessProbe": _ready_probe(period=5, failures=2),
         "livenessProbe": {
             "exec": {"command": ["llmengine-alive"]},
-            "periodSeconds": 10,
+            "periodSeconds": 5,
             "timeoutSeconds": 5,
             "failureThreshold": 3,
+            # A loop that hangs finishes no generation: nothing is won by waiting for it.
+            "terminationGracePeriodSeconds": 10,
         },
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "resources": _with_disk(engine, runtime, serving),
