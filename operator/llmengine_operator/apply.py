@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
@@ -143,11 +143,9 @@ def _covers(observed: Any, desired: Any) -> bool:
             _covers(observed.get(key), value) for key, value in desired.items()
         )
     if isinstance(desired, list):
-        return (
-            isinstance(observed, list)
-            and len(observed) >= len(desired)
-            and all(_covers(o, d) for o, d in zip(observed, desired, strict=False))
-        )
+        # In this order, with what others have put between, such as a sidecar.
+        rest: Iterator[Any] = iter(observed if isinstance(observed, list) else ())
+        return all(any(_covers(entry, wanted) for entry in rest) for wanted in desired)
     return bool(observed == desired) or _same_quantity(observed, desired)
 
 

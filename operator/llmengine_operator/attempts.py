@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from llmengine.requests import BuildFailure, BuildReason, ExitCode
 from llmengine_operator.labels import Annotation
 from llmengine_operator.observation import Attempt, AttemptState, KubeObject, Verdict
-from llmengine_operator.pods import newest, waiting
+from llmengine_operator.pods import container_of, newest, waiting
 from llmengine_operator.reasons import Reason
+from llmengine_operator.resources.build_job import BUILD
 
 _REASON = re.compile("[A-Z][A-Za-z0-9]{0,62}")
 # A Job that has no pod by then was refused by quota or admission; only its events say so.
@@ -80,15 +81,13 @@ def _state(job: KubeObject, pod: KubeObject | None) -> tuple[AttemptState, datet
                 AttemptState.SUCCEEDED if done else AttemptState.FAILED,
                 parse_time(condition["lastTransitionTime"]),
             )
-    container = _container(pod)
-    if container and container.get("state", {}).keys() & {"running", "terminated"}:
+    if _container(pod).get("state", {}).keys() & {"running", "terminated"}:
         return AttemptState.RUNNING, None
     return AttemptState.WAITING, None
 
 
-def _container(pod: KubeObject | None) -> Mapping[str, Any] | None:
-    statuses = (pod or {}).get("status", {}).get("containerStatuses", [])
-    return next(iter(statuses), None)
+def _container(pod: KubeObject | None) -> Mapping[str, Any]:
+    return container_of((pod or {}).get("status", {}).get("containerStatuses", []), BUILD)
 
 
 def _explain(
@@ -127,7 +126,7 @@ def _failure(job: KubeObject, pod: KubeObject | None) -> tuple[str, str, Verdict
         )
     if status.get("reason") == "Evicted":
         return Reason.BUILD_EVICTED, status.get("message", ""), Verdict.RETRY
-    ended = ((_container(pod) or {}).get("state", {})).get("terminated")
+    ended = _container(pod).get("state", {}).get("terminated")
     if ended is None:
         text = _condition_message(job) or "its pod is gone"
         return Reason.BUILD_LOST, f"the build ended without a word: {text}", Verdict.RETRY
@@ -137,7 +136,7 @@ def _failure(job: KubeObject, pod: KubeObject | None) -> tuple[str, str, Verdict
 
 
 def _out_of_memory(pod: KubeObject | None) -> str:
-    container = (pod or {})["spec"]["containers"][0]
+    container = container_of((pod or {})["spec"]["containers"], BUILD)
     limit = container.get("resources", {}).get("limits", {}).get("memory", "none of its own")
     return (
         f"the build used more memory than its limit ({limit}): raise"

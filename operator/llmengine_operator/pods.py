@@ -15,6 +15,14 @@ _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverP
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
+def container_of(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """Ours among containers, or their states, to which others may have added sidecars.
+
+    Empty when it is not there.
+    """
+    return next((c for c in containers if c["name"] == name), {})
+
+
 def newest(pods: Sequence[KubeObject]) -> KubeObject | None:
     """The pod that was created last."""
     return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)

@@ -9,8 +9,9 @@ from llmengine.api.v1alpha1 import ServingStatus
 from llmengine.architecture import Architecture
 from llmengine_operator.labels import Annotation, Label
 from llmengine_operator.observation import KubeObject
-from llmengine_operator.pods import is_ready, newest, trouble
+from llmengine_operator.pods import container_of, is_ready, newest, trouble
 from llmengine_operator.reasons import Reason
+from llmengine_operator.resources.deployment import SERVER
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def image_rolls(serving: Iterable[ServingStatus], pods: Sequence[KubeObject]) ->
     """Whether pods of an older image are still there beside what is to be served."""
     for row in serving:
         for pod in pods_of(pods, Architecture.parse(row.architecture).slug):
-            image = pod["spec"]["containers"][0]["image"]
+            image = container_of(pod["spec"]["containers"], SERVER).get("image")
             if image != row.image and "deletionTimestamp" not in pod["metadata"]:
                 return True
     return False

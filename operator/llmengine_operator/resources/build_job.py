@@ -23,6 +23,7 @@ from llmengine_operator.resources.pod import (
 from llmengine_operator.targets import Target, claim_name, model_endpoint
 
 KEEP_SECONDS = 24 * 3600
+BUILD = "build"
 SCRATCH = "/scratch"
 MODEL = "/model"
 
@@ -148,7 +149,7 @@ def _container(order: Order, config: Config, job: str) -> dict[str, Any]:
     if claim_name(engine.spec.model.uri):
         mounts.append({"name": "model", "mountPath": MODEL, "readOnly": True})
     return {
-        "name": "build",
+        "name": BUILD,
         "image": runtime.image.reference,
         "imagePullPolicy": runtime.image.pull_policy,
         "command": ["llmengine-build"],

@@ -28,6 +28,7 @@ PRE_STOP_SECONDS = 5
 DISK_FACTOR = 1.2
 _MIB = 1024 * 1024
 
+SERVER = "server"
 ENGINE, MODELS, RUN = "/engine", "/models", "/run/llmengine"
 
 
@@ -146,7 +147,7 @@ def _fetch(
 def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dict[str, Any]:
     grace = engine.spec.serving.termination_grace_period_seconds
     return {
-        "name": "server",
+        "name": SERVER,
         "image": serving.image,
         "imagePullPolicy": runtime.image.pull_policy,
         "command": ["llmengine-serve"],

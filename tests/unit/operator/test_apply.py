@@ -102,6 +102,7 @@ def test_a_deployment_that_is_as_it_should_be_is_not_written() -> None:
         pytest.param({}, {"a": {}}, id="an empty map that is left out"),
         pytest.param({"a": 1, "b": 2}, {"a": 1}, id="a default that was filled in"),
         pytest.param({"a": [1, 2]}, {"a": [1]}, id="an entry that somebody appended"),
+        pytest.param({"a": [0, 1, 5, 2]}, {"a": [1, 2]}, id="entries that somebody put between"),
     ],
 )
 def test_what_the_api_server_writes_differently_is_no_difference(seen: Any, wanted: Any) -> None:
@@ -116,6 +117,7 @@ def test_what_the_api_server_writes_differently_is_no_difference(seen: Any, want
         pytest.param({}, {"a": 0}, id="a zero that is not said"),
         pytest.param({"a": [2]}, {"a": [1]}, id="another entry"),
         pytest.param({"a": [1]}, {"a": [1, 2]}, id="a missing entry"),
+        pytest.param({"a": [2, 1]}, {"a": [1, 2]}, id="entries in another order"),
         pytest.param({"a": "x"}, {"a": "y"}, id="another text"),
     ],
 )

@@ -49,7 +49,7 @@ def pod(state: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
         "metadata": {"name": "p", "creationTimestamp": "2026-11-24T11:59:51Z"},
         "spec": {
             "activeDeadlineSeconds": 7200,
-            "containers": [{"resources": {"limits": {"memory": "1Gi"}}}],
+            "containers": [{"name": "build", "resources": {"limits": {"memory": "1Gi"}}}],
         },
         "status": {"containerStatuses": containers, **status},
     }
@@ -191,3 +191,16 @@ def test_last_words_that_no_condition_can_hold_do_not_become_one(reason: str) ->
     seen = read_attempt(job(**FAILED), [pod(ended(10, words(reason)))], (), NOW)
     assert seen.reason == "BuildFailed"
     assert "exit code 10" in seen.message
+
+
+def test_a_sidecar_is_not_taken_for_the_builder() -> None:
+    the_pod = pod({"waiting": {"reason": "PodInitializing"}})
+    sidecar = {"name": "a-mesh", "state": {"running": {}}}
+    the_pod["status"]["containerStatuses"].insert(0, sidecar)
+    assert read_attempt(job(), [the_pod], (), NOW).state is AttemptState.WAITING
+    the_pod = pod(ended(137, reason="OOMKilled"))
+    the_pod["status"]["containerStatuses"].insert(0, sidecar)
+    the_pod["spec"]["containers"].insert(0, {"name": "a-mesh"})
+    seen = read_attempt(job(**FAILED), [the_pod], (), NOW)
+    assert seen.reason == "BuildOutOfMemory"
+    assert "1Gi" in seen.message

@@ -65,5 +65,7 @@ def test_an_image_rolls_while_pods_of_another_are_there(
     world = World().cached().serving()
     (pod,) = world.observation.pods
     pods = [{**pod, "metadata": {**pod["metadata"], **more}}]
-    pods[0]["spec"] = {"containers": [{"name": "server", "image": image}]}
+    pods[0]["spec"] = {
+        "containers": [{"name": "a-mesh", "image": "mesh"}, {"name": "server", "image": image}]
+    }
     assert image_rolls(world.observation.engine.status.serving, pods) is rolls
