@@ -63,17 +63,20 @@ def restarts(engine: Engine) -> int:
 def test_a_damaged_blob_is_refused_by_name_and_never_served(
     served: Engine, platform: Platform
 ) -> None:
-    blob = damage_weights(platform, served)
+    file = weights_of(served, platform)
+    flip_a_bit(file)
     platform.cluster.kubectl(
         *("delete", "pod", "-n", served.namespace, served.pods()[0]["metadata"]["name"]),
     )
     sentence = served.wait_stalled("FetchFailed")
-    assert blob in sentence
+    assert file.name in sentence
     assert served.condition("Available")["status"] == "False"
+    flip_a_bit(file)
+    served.wait_ready()
 
 
-def damage_weights(platform: Platform, engine: Engine) -> str:
-    """Flip one byte of the engine's weights on the server's disk. Returns the blob's digest."""
+def weights_of(engine: Engine, platform: Platform) -> Path:
+    """The engine's largest blob on the server's disk; it is called by its digest."""
     client = platform.s3.client()
     key = f"v1/engines/{engine.key}/manifest.json"
     manifest = client.get_object(Bucket=ENGINES, Key=key)["Body"].read().decode()
@@ -83,13 +86,15 @@ def damage_weights(platform: Platform, engine: Engine) -> str:
         if name.rpartition("/")[2] in manifest
     }
     digest = max(blobs, key=lambda name: blobs[name])
-    file = next(Path(platform.s3.folder).rglob(digest))
+    return next(Path(platform.s3.folder).rglob(digest))
+
+
+def flip_a_bit(file: Path) -> None:
     with file.open("r+b") as data:
-        data.seek(blobs[digest] // 2)
-        byte = data.read(1)
+        data.seek(file.stat().st_size // 2)
+        byte = data.read(1)[0]
         data.seek(-1, 1)
-        data.write(bytes([byte[0] ^ 1]))
-    return digest
+        data.write(bytes([byte ^ 1]))
 
 
 def test_a_store_that_is_away_stops_no_pod_and_starts_no_build(
