@@ -11,7 +11,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import in_node_network, node_cluster
 from tests.cluster.images import Image
 from tests.demo.platform import Images, Platform
-from tests.e2e.engines import TEAMS, Engines
+from tests.e2e.engines import HUB_ADDRESS, TEAMS, Engines
 from tests.models import smollm2
 from tests.models.tiny import TinyModel
 
@@ -31,7 +31,7 @@ def cluster_images(built: Images) -> list[Image]:
 @pytest.fixture(scope="session")
 def platform(node_cluster: Cluster, built: Images) -> Platform:
     platform = Platform(node_cluster, built, TEAMS)
-    platform.install(resyncSeconds=60)
+    platform.install(resyncSeconds=60, models={"hfEndpoint": "http://{}:{}".format(*HUB_ADDRESS)})
     return platform
 
 

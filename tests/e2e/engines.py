@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.api import ApiError
+from tests.cluster.components import NODE_IP
 from tests.cluster.waiting import wait_for
 from tests.demo.platform import BUILDS_NAMESPACE, RUNTIME, Platform
 
 TEAMS = ("team-a", "team-b")
+# Where a test may put a stand-in for the Hugging Face hub: the operator is told of it.
+HUB_ADDRESS = (NODE_IP, 8123)
 PATIENCE = 120.0
 
 _KINDS = {

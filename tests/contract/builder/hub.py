@@ -41,11 +41,12 @@ class Repository:
 
 @dataclass
 class Hub:
-    """A server on loopback.
+    """A server, on loopback unless `address` says otherwise.
 
     `asked`: method, path and Authorization of each request. The next `failing` ones are answered
     with `status`; the next `cut` whole files break off in the middle; a `damaged` hub flips the
-    last bit of large ones. Not `tells_sizes`: it is a poor mirror.
+    last bit of large ones. Not `tells_sizes`: it is a poor mirror. `files_host` is this server
+    under another name.
     """
 
     repositories: Mapping[str, Repository]
@@ -55,10 +56,12 @@ class Hub:
     cut: int = 0
     damaged: bool = False
     tells_sizes: bool = True
+    address: tuple[str, int] = ("127.0.0.1", 0)
+    files_host: str = "localhost"
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"server_hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer(self.address, handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
@@ -80,7 +83,7 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address[0]}:{self.port}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,7 +164,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(302)
         # Another host name for the same server: to a client it is another host.
-        self.send_header("Location", f"http://localhost:{self.server_hub.port}/cdn/{name}/{file}")
+        self.send_header(
+            "Location",
+            f"http://{self.server_hub.files_host}:{self.server_hub.port}/cdn/{name}/{file}",
+        )
         self.send_header("X-Repo-Commit", repository.commit)
         self.send_header("X-Linked-Etag", f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"')
         self.send_header("X-Linked-Size", str(path.stat().st_size))
