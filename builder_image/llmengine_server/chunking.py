@@ -26,6 +26,10 @@ class Chunking:
         self._seconds_per_token: float | None = None
         self._steps: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
 
+    def expected(self, tokens: int) -> float:
+        """Seconds that a chunk should take, by what is known."""
+        return tokens * (self._seconds_per_token or 0.0)
+
     def prefilled(self, tokens: int, seconds: float) -> None:
         if tokens >= min(SMALLEST_CHUNK, self._max) or self._seconds_per_token is None:
             self._seconds_per_token = seconds / tokens

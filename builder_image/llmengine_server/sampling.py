@@ -11,11 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmengine_server.session import RowLogits
+from llmengine_server.session import Choice, RowLogits
 
 # Nucleus sampling sorts this many of the likeliest tokens first, and all only if it must.
 _SHORTLIST = 1024
@@ -106,9 +107,29 @@ class Chooser:
     ) -> None:
         self._sampling = sampling
         self._stop_ids = sorted(stop_ids)
+        self._prompt = tuple(prompt)
         self._start = len(prompt)
         self._position = len(prompt)
         self._counts: Counter[int] | None = Counter(prompt) if sampling.penalised else None
+
+    def choice(self) -> Choice:
+        """The same, as a session is told that chooses by itself."""
+        sampling = self._sampling
+        # As in `draw`: 0 and 1 leave every token in.
+        nucleus = sampling.top_p if sampling.top_p is not None and 0 < sampling.top_p < 1 else 1.0
+        temperature = 1.0 if sampling.temperature is None else sampling.temperature
+        return Choice(
+            temperature=0.0 if sampling.greedy else temperature,
+            top_k=sampling.top_k or 0,
+            top_p=nucleus,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            seen=self._prompt if sampling.penalised else (),
+            banned=tuple(self._stop_ids) if sampling.min_tokens else (),
+            banned_until=self._start + sampling.min_tokens,
+            number=partial(uniform, sampling.seed),
+        )
 
     def choose(self, row: RowLogits) -> int:
         """The next token, from the logits that follow the tokens so far."""

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from llmengine.artifact import Cache, Limits
-from llmengine_server.session import EngineError, RowLogits
+from llmengine_server.session import Choice, Done, EngineError, Pending, RowLogits
 from llmengine_server.session.cache import KvCache
 from llmengine_server.session.threads import usable_cpus
 
@@ -92,9 +92,23 @@ class OnnxRuntimeSession:
         return self._limits.max_batch_tokens
 
     @property
+    def ahead(self) -> int:
+        return 0
+
+    @property
     def cache(self) -> KvCache:
         """The rows of all slots, for whoever wants to look at them."""
         return self._cache
+
+    def start_prefill(
+        self, slot: int, tokens: Sequence[int], past: int, choice: Choice | None = None
+    ) -> Pending:
+        return Done([self.prefill(slot, tokens, past)])
+
+    def start_decode(self, tokens: Sequence[int] | None, pasts: Sequence[int]) -> Pending:
+        if tokens is None:
+            raise ValueError("this session chooses no tokens: give those that enter the slots")
+        return Done(self.decode(tokens, pasts))
 
     def prefill(self, slot: int, tokens: Sequence[int], past: int) -> RowLogits:
         """See `Session.prefill`. The logits stay valid for ever."""
@@ -135,6 +149,9 @@ class OnnxRuntimeSession:
 
     def zero(self, slot: int) -> None:
         self._cache.zero(slot)
+
+    def close(self) -> None:
+        """Nothing to do: memory goes with the session."""
 
     def _ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         ids = np.asarray(tokens, np.int32)
@@ -203,6 +220,9 @@ class Row:
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self._logits = logits
+
+    def chosen(self) -> int | None:
+        return None
 
     def argmax(self) -> int:
         return int(self._logits.argmax())

@@ -170,6 +170,9 @@ class Faulty:
 class SpoiledRow:
     logits: NDArray[Any]
 
+    def chosen(self) -> int | None:
+        return None
+
     def argmax(self) -> int:
         return int(self.logits.argmax())
 

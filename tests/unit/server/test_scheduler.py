@@ -274,12 +274,90 @@ def test_what_the_session_has_no_space_for_is_a_bug_of_the_caller(request_: Gene
         scheduler_of(FakeSession()).submit(request_)
 
 
+def test_the_next_step_is_started_before_the_tokens_of_the_last_are_taken() -> None:
+    session = FakeSession(ahead=1)
+    scheduler = scheduler_of(session)
+    scheduler.submit(generation(1, max_tokens=3))
+    taken = [len(scheduler.step()) for _ in range(4)]
+    assert session.calls == [("prefill", 3), ("decode", 1), ("decode", 1)]
+    assert taken == [0, 1, 1, 1]
+    assert scheduler.idle
+
+
+def test_a_stop_that_was_not_foreseen_costs_one_step_whose_token_nobody_sees() -> None:
+    session = FakeSession(ahead=1)
+    scheduler = scheduler_of(session)
+    scheduler.submit(generation(1, max_tokens=20, stop_ids=frozenset(range(VOCABULARY))))
+    events = run(scheduler)
+    assert [e.finish for e in events] == [Finish.STOP]
+    assert session.calls == [("prefill", 3), ("decode", 1)]
+
+
+def test_whoever_moves_while_a_step_is_under_way_gets_its_own_token() -> None:
+    session = FakeSession(ahead=1)
+    scheduler = scheduler_of(session)
+    requests = [generation(id_, [5, 6, id_], max_tokens=12) for id_ in range(3)]
+    for request in requests:
+        scheduler.submit(request)
+    events: list[Event] = []
+    while scheduler.occupancy.decoding < 3:
+        events += scheduler.step()
+    scheduler.cancel(0)
+    events += run(scheduler)
+    for request in requests[1:]:
+        got = [e.token for e in events if e.id == request.id]
+        assert (got, Finish.LENGTH) == alone(request)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_device_without_memory_sheds_the_newest_request_and_serves_the_others(
+    ahead: int,
+) -> None:
+    session = FakeSession(ahead=ahead)
+    scheduler = scheduler_of(session)
+    requests = [generation(id_, [5, 6, id_], max_tokens=20) for id_ in range(3)]
+    for request in requests:
+        scheduler.submit(request)
+    events: list[Event] = []
+    while scheduler.occupancy.decoding < 3:
+        events += scheduler.step()
+    session.full = 1
+    events += run(scheduler)
+    shed = next(e for e in events if e.id == 2 and e.finish)
+    assert shed.finish is Finish.REFUSED
+    assert "no memory left for this request (0 bytes are free)" in shed.message
+    assert "maxBatchSize" in shed.message
+    for request in requests[:2]:
+        got = [e.token for e in events if e.id == request.id]
+        assert (got, Finish.LENGTH) == alone(request)
+
+
+def test_a_prompt_that_finds_no_memory_is_shed_and_the_next_one_starts() -> None:
+    session = FakeSession(full=1)
+    scheduler = scheduler_of(session)
+    for id_ in range(2):
+        scheduler.submit(generation(id_))
+    ends = {e.id: e.finish for e in run(scheduler) if e.finish}
+    assert ends == {0: Finish.REFUSED, 1: Finish.LENGTH}
+
+
+SAMPLINGS = (
+    Sampling(),
+    SAMPLED,
+    Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=8),
+    Sampling(repetition_penalty=1.5, presence_penalty=0.4, frequency_penalty=0.2),
+    Sampling(temperature=1.2, frequency_penalty=0.9, min_tokens=4, seed=1),
+)
+
+
 class Batching(RuleBasedStateMachine):
     """Any order of arrivals, steps and departures."""
 
+    ahead = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self.session = FakeSession(slots=3, max_batch_tokens=4, poison=POISON)
+        self.session = FakeSession(slots=3, max_batch_tokens=4, poison=POISON, ahead=self.ahead)
         self.scheduler = scheduler_of(self.session)
         self.requests: dict[int, Generation] = {}
         self.tokens: dict[int, list[int]] = {}
@@ -299,14 +377,14 @@ class Batching(RuleBasedStateMachine):
     @rule(
         prompt=st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=12),
         max_tokens=st.integers(1, 9),
-        sampled=st.booleans(),
+        sampling=st.sampled_from(SAMPLINGS),
         poisoned=st.integers(0, 9),
     )
-    def arrive(self, prompt: list[int], max_tokens: int, sampled: bool, poisoned: int) -> None:
+    def arrive(self, prompt: list[int], max_tokens: int, sampling: Sampling, poisoned: int) -> None:
         id_ = len(self.requests)
         if poisoned == 0:
             prompt = [*prompt, POISON]
-        request = generation(id_, prompt, max_tokens, SAMPLED if sampled else Sampling(), STOP_IDS)
+        request = generation(id_, prompt, max_tokens, sampling, STOP_IDS)
         self.requests[id_] = request
         self.tokens[id_] = []
         if refused := self.scheduler.submit(request):
@@ -354,5 +432,13 @@ class Batching(RuleBasedStateMachine):
                 assert (self.tokens[id_], self.ends[id_]) == expected
 
 
+class BatchingAhead(Batching):
+    """The same, where the session chooses and the host is one step behind."""
+
+    ahead = 1
+
+
 Batching.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestBatching = Batching.TestCase
+BatchingAhead.TestCase.settings = Batching.TestCase.settings
+TestBatchingAhead = BatchingAhead.TestCase
