@@ -40,6 +40,7 @@ lint: .venv/ready ## Format, lint, import contracts, types, and that generated f
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/hadolint operator/Dockerfile builder_image/Dockerfile
 
 .PHONY: tools
 tools: ## Debian packages and Go programs that tests and demo run
@@ -49,6 +50,7 @@ tools: ## Debian packages and Go programs that tests and demo run
 generate: .venv/ready ## Write what is generated from the models
 	$(BIN)/python -m llmengine.api.crd crds
 	$(BIN)/python charts/generate.py
+	$(BIN)/python docs/generate.py
 
 .PHONY: golden
 golden: ## Record anew what transformers computes (installs torch, several GB, beside the project)
@@ -62,11 +64,14 @@ golden: ## Record anew what transformers computes (installs torch, several GB, b
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate
+UV_COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate
+UV_LOCK := $(UV_COMPILE) --universal
 
 .PHONY: lock
 lock: .venv/ready ## Resolve the dependencies anew
-	$(UV_COMPILE) --all-extras pyproject.toml -o requirements.lock
-	$(UV_COMPILE) --extra operator -c requirements.lock pyproject.toml -o operator/requirements.lock
-	$(UV_COMPILE) --extra builder --extra server -c requirements.lock pyproject.toml -o builder_image/requirements.lock
-	$(UV_COMPILE) -c requirements.lock --python-version 3.11 tests/models/golden-requirements.in -o tests/models/golden-requirements.lock
+	$(UV_LOCK) --all-extras pyproject.toml -o requirements.lock
+	$(UV_LOCK) --extra operator -c requirements.lock pyproject.toml -o operator/requirements.lock
+	$(UV_LOCK) --extra builder --extra server -c requirements.lock pyproject.toml -o builder_image/requirements.lock
+	echo 'hatchling>=1.33' | $(UV_COMPILE) -c requirements.lock - -o builder_image/hatchling.lock
+	echo 'nvidia-pytriton==0.7.0' | $(UV_COMPILE) --no-deps - -o builder_image/tritonserver.lock
+	$(UV_LOCK) -c requirements.lock --python-version 3.11 tests/models/golden-requirements.in -o tests/models/golden-requirements.lock

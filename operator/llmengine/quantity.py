@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_BINARY = {f"{letter}i": 1 << 10 * (i + 1) for i, letter in enumerate("KMGTPE")}
+_DECIMAL = {letter: 1000 ** (i + 1) for i, letter in enumerate("kMGTPE")}
+_SUFFIXES = {**_BINARY, **_DECIMAL, "m": Decimal("0.001")}
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -14,6 +19,18 @@ def readable(size: int) -> str:
         value, unit = value / 1024, unit + 1
     digits = 0 if unit == 0 or value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{digits}f} {_UNITS[unit]}"
+
+
+def whole_bytes(quantity: int | str) -> int:
+    """A Kubernetes quantity of bytes, such as `6Gi`, `1.5G` or `1e9`, rounded down.
+
+    Raises decimal.InvalidOperation for what is no quantity.
+    """
+    text = str(quantity)
+    for suffix, factor in _SUFFIXES.items():
+        if text.endswith(suffix):
+            return int(Decimal(text.removesuffix(suffix)) * factor)
+    return int(Decimal(text))
 
 
 def enough(size: int) -> str:

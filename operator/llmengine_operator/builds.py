@@ -84,8 +84,9 @@ def assess(
     """
     number = max((a.number for a in attempts), default=0) + 1
     fresh = Assessment(
-        EngineState.PENDING,
+        EngineState.QUEUED,
         Reason.BUILD_QUEUED,
+        "waits for its turn",
         start_at=now,
         number=number,
         tries_left=ask.tries - 1,

@@ -12,7 +12,10 @@ from llmengine_operator.kinds import CRD, LLMENGINE, RUNTIME, Kind
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import NotFoundError
 
-COMMAND = "helm upgrade --install llmengine-crds charts/llmengine-crds"
+COMMAND = (
+    "helm upgrade --install llmengine-crds charts/llmengine-crds --namespace llmengine-system"
+    " --create-namespace"
+)
 
 
 class OutdatedCrdError(Exception):

@@ -38,10 +38,10 @@ def _not_about_signals(record: logging.LogRecord) -> bool:
     return "OS signals are ignored" not in record.getMessage()
 
 
-# kopf warns at each start that it will not end at SIGTERM. This process sees to that.
 # Else kopf asks the system for a user name, which the image's user has not. Its type is private.
 _IDENTITY: Any = "llmengine-operator"
 
+# kopf warns at each start that it will not end at SIGTERM. This process sees to that.
 logging.getLogger("kopf._core.reactor.running").addFilter(_not_about_signals)
 
 

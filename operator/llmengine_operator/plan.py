@@ -270,6 +270,7 @@ def _unsafe_store(this: _Pass, target: Target) -> TargetPlan | None:
 def _cached(this: _Pass, target: Target, stored: StoredEngine) -> TargetPlan:
     """Switch to it, unless only the image differs and another engine is rolling."""
     manifest, serving = stored.manifest, _serving(this, target)
+    before = _previous_row(this, target)
     image = this.runtime.spec.image.reference
     waits = False
     if serving is not None and serving.key == manifest.key and serving.image != image:
@@ -280,6 +281,8 @@ def _cached(this: _Pass, target: Target, stored: StoredEngine) -> TargetPlan:
         architecture=str(target.architecture),
         state=EngineState.CACHED,
         reason=Reason.CACHED,
+        # What it differed in stays readable after the switch.
+        changed=before.changed if before else [],
         size_bytes=manifest.size_bytes,
         build_seconds=round(sum(manifest.seconds.values())),
         node_count=target.nodes,
@@ -331,7 +334,7 @@ def _building_row(this: _Pass, target: Target, verdict: Assessment) -> EngineSta
     attempt = verdict.attempt
     message = verdict.message
     if verdict.reason == Reason.BUILD_QUEUED:
-        message = this.observation.queue.get(target.key, "")
+        message = this.observation.queue.get(target.key, verdict.message)
     progress = None
     said = this.observation.progress.get(target.key)
     if said is not None and verdict.state is EngineState.BUILDING:

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     FETCH_FAILED = "FetchFailed"
     CRASH_LOOPING = "CrashLooping"
     ROLLOUT_FAILED = "RolloutFailed"
+    PODS_REFUSED = "PodsRefused"
     # What the spec asks for
     SPEC_INVALID = "SpecInvalid"
     RUNTIME_NOT_FOUND = "RuntimeNotFound"
@@ -32,7 +33,6 @@ class Reason(StrEnum):
     CPU_REQUEST_MISSING = "CPURequestMissing"
     APPLY_REFUSED = "ApplyRefused"
     # Store
-    STORE_UNREADABLE = "StoreUnreadable"
     STORE_UNSAFE = "StoreUnsafe"
     # Builds
     CACHED = "Cached"
@@ -47,5 +47,3 @@ class Reason(StrEnum):
     BUILD_LOST = "BuildLost"
     PUBLISHING = "Publishing"
     QUOTA_EXCEEDED = "QuotaExceeded"
-    # API server
-    CLUSTER_UNREADABLE = "ClusterUnreadable"

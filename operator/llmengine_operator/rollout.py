@@ -70,13 +70,15 @@ def _why(deployment: KubeObject, pods: Sequence[KubeObject], key: str) -> tuple[
     reason, message = trouble(pod) if pod is not None else ("", "")
     if pod is not None and message:
         message = f"pod {pod['metadata']['name']}: {message}"
-    overdue = any(
-        condition["type"] == "Progressing"
-        and condition["status"] == "False"
-        and condition.get("reason") == "ProgressDeadlineExceeded"
-        for condition in deployment.get("status", {}).get("conditions", [])
-    )
-    if overdue:
+    conditions = {c["type"]: c for c in deployment.get("status", {}).get("conditions", [])}
+    refusal = conditions.get("ReplicaFailure", {})
+    if pod is None and refusal.get("status") == "True":
+        # No pod was made, so only the Deployment can say why: a quota, or an admission policy.
+        message = str(refusal.get("message", ""))
+        quota = "exceeded quota" in message
+        return Reason.QUOTA_EXCEEDED if quota else Reason.PODS_REFUSED, message, True
+    progressing = conditions.get("Progressing", {})
+    if progressing.get("reason") == "ProgressDeadlineExceeded":
         return reason or Reason.ROLLOUT_FAILED, message or "its pods do not get ready", True
     return reason or Reason.ROLLING_OUT, message, reason in _HOPELESS
 

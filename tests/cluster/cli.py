@@ -17,7 +17,7 @@ from tests.tools import build as tools
 DEBIAN_PACKAGES = {
     "cluster": (
         *("containerd", "runc", "containernetworking-plugins", "nftables", "iproute2"),
-        *("util-linux", "kmod", "openssl"),
+        *("util-linux", "kmod", "openssl", "curl"),
     ),
     "images": ("buildah", "mmdebstrap", "ca-certificates", "gcc", "libc6-dev"),
 }

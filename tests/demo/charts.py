@@ -29,7 +29,8 @@ class Kubernetes(Protocol):
 class StoreAccess:
     """An S3 service with a bucket for engines and one for models, and who may do what there.
 
-    `users`: operator, build, serve, models, and each tenant namespace that builds its own engines.
+    `users`: operator, build, serve, models; and for a tenant namespace serve-TENANT, where it has
+    a key of its own, and scopedBuild-TENANT, where it builds engines of its own.
     """
 
     endpoint: str
@@ -57,7 +58,9 @@ def values(
         "store": {
             **place,
             "bucket": store.engines,
-            "credentials": {user: key(user) for user in ("operator", "build", "serve")},
+            "credentials": {
+                role: key(role) for role in ("operator", "build", "serve") if role in store.users
+            },
         },
         "models": {
             "s3": [{"name": "main", **place, "secretName": "llmengine-models", **key("models")}],
@@ -65,7 +68,14 @@ def values(
         },
         "runtimes": {RUNTIME: {"image": _image(engine)}},
         "tenantNamespaces": [
-            {"name": tenant, **({"scopedBuild": key(tenant)} if tenant in store.users else {})}
+            {
+                "name": tenant,
+                **{
+                    role: key(f"{role}-{tenant}")
+                    for role in ("serve", "scopedBuild")
+                    if f"{role}-{tenant}" in store.users
+                },
+            }
             for tenant in tenants
         ],
     }

@@ -13,7 +13,7 @@ from typing import Any
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import Image
-from tests.cluster.s3 import REGION, WRITE, S3Server
+from tests.cluster.s3 import READ, REGION, WRITE, S3Server
 from tests.demo import charts
 from tests.demo.charts import OPERATOR_NAMESPACE, ROOT, RUNTIME, StoreAccess
 
@@ -77,15 +77,17 @@ class Platform:
         users = {
             "operator": s3.read_only_user("operator", ENGINES, "v1/"),
             "build": s3.read_write_user("build", ENGINES, "v1/"),
-            "serve": s3.read_only_user("serve", ENGINES, "v1/"),
             "models": s3.read_only_user("models", MODELS),
         }
         # Whether the store honours conditional writes is found out by writing.
         s3.allow(users["operator"], ENGINES, WRITE, "v1/probe/")
         for tenant in self.tenants:
-            # A namespace's own engines: it can write there, and nowhere else.
+            # What a namespace keeps to itself, its builds write and its servers read.
             place = f"v1/scopes/{tenant}/"
-            users[tenant] = s3.read_write_user(f"scope-{tenant}", ENGINES, place)
+            users[f"scopedBuild-{tenant}"] = s3.read_write_user(f"scope-{tenant}", ENGINES, place)
+            server = users[f"serve-{tenant}"] = s3.add_user(f"serve-{tenant}")
+            for readable in ("v1/engines/", "v1/blobs/", place):
+                s3.allow(server, ENGINES, READ, readable)
         return StoreAccess(s3.endpoint, REGION, ENGINES, MODELS, users)
 
     def put_model(self, folder: Path, name: str) -> str:

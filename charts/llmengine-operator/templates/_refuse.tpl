@@ -22,9 +22,11 @@
 {{- include "llmengine.refuse.key" (list (printf "models.s3[%d]" $index) $given) -}}
 {{- end -}}
 {{- range $tenant := $values.tenantNamespaces -}}
-{{- with $tenant.scopedBuild -}}
-{{- $secret := merge (deepCopy .) (dict "secretName" $values.store.credentials.scopedBuild.secretName) -}}
-{{- include "llmengine.refuse.key" (list (printf "tenantNamespaces: scopedBuild of %s" $tenant.name) $secret) -}}
+{{- range $role := list "serve" "scopedBuild" -}}
+{{- with get $tenant $role -}}
+{{- $secret := merge (deepCopy .) (dict "secretName" (get $values.store.credentials $role).secretName) -}}
+{{- include "llmengine.refuse.key" (list (printf "tenantNamespaces: %s of %s" $role $tenant.name) $secret) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $values.watchNamespaces (not (has $tenant.name $values.watchNamespaces)) -}}
 {{- fail (printf "tenantNamespaces has %s, but watchNamespaces does not: its engines would never be looked at" $tenant.name) -}}
@@ -52,7 +54,7 @@
 {{- define "llmengine.refuse.crds" -}}
 {{- if lookup "v1" "Namespace" "" "kube-system" -}}
 {{- $needed := int (include "llmengine.schemaRevision" .) -}}
-{{- $command := "helm upgrade --install llmengine-crds charts/llmengine-crds" -}}
+{{- $command := printf "helm upgrade --install llmengine-crds charts/llmengine-crds --namespace %s" .Release.Namespace -}}
 {{- range $name := list "llmengines.llmengine.io" "engineruntimes.llmengine.io" -}}
 {{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" $name -}}
 {{- if not $crd -}}

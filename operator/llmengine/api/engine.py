@@ -306,9 +306,10 @@ class ServingOptions(ApiModel):
     )
     termination_grace_period_seconds: int = Field(
         default=60,
-        ge=10,
+        ge=15,
         le=86400,
-        description="Seconds that running generations get to finish when a pod is stopped.",
+        description="Seconds from a pod's notice to its end. Running generations get all but ten"
+        " of them to finish.",
     )
 
 

@@ -81,7 +81,8 @@ class Image(ApiModel):
     pull_secrets: list[Name] = Field(
         default_factory=list,
         max_length=8,
-        description="Names of pull Secrets; they must exist in every namespace that serves.",
+        description="Names of pull Secrets; they must exist in every namespace that serves, and"
+        " in the one that builds.",
         json_schema_extra=SET,
     )
 

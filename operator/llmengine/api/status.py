@@ -31,7 +31,7 @@ class Progress(ApiModel):
     """How far a running build is."""
 
     phase: Word = Field(description="Resolve, Download, Graph, Compile, Verify or Publish.")
-    percent: int = Field(ge=0, le=100, description="Of the whole build.")
+    percent: int = Field(ge=0, le=100, description="Of the phase.")
 
 
 class EngineStatus(ApiModel):

@@ -69,6 +69,12 @@ class CorruptObjectError(StoreError):
     reason = BuildReason.ENGINE_CORRUPTED
 
 
+class DamagedUploadError(CorruptObjectError):
+    """Bytes changed on their way to the store; nothing was stored."""
+
+    retry = True
+
+
 class ManifestMismatchError(StoreError):
     """The manifest in the store is not the one that was pinned."""
 

@@ -23,6 +23,7 @@ from llmengine.store.errors import (
     AlreadyThereError,
     BucketMissingError,
     CorruptObjectError,
+    DamagedUploadError,
     ObjectMissingError,
     StoreDeniedError,
     StoreError,
@@ -167,7 +168,7 @@ def _object(answer: _Answer, attempted: Attempted) -> StoreError | None:
 def _content(answer: _Answer, attempted: Attempted) -> StoreError | None:
     if answer.code not in _DAMAGED:
         return None
-    return CorruptObjectError(
+    return DamagedUploadError(
         f"what arrived for {attempted.target} is not what was hashed before ({answer.code}): the"
         " file changed while it was read, or the network damages data; try again"
     )

@@ -45,7 +45,7 @@ class Uploader:
         """Write `path`, which holds `contents`, under `key`.
 
         The object appears as a whole or not at all. `progress` is called from several threads
-        with the bytes sent since. Raises CorruptObjectError when the file has other bytes by now.
+        with the bytes sent since. Raises DamagedUploadError when the file has other bytes by now.
         """
         if len(contents.chunks) <= 1:
             with _part(path, 0, contents.size, progress) as body:

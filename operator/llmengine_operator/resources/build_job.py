@@ -7,6 +7,7 @@ from typing import Any
 
 from llmengine.api.v1alpha1 import Scratch
 from llmengine.key import resolve_dtype
+from llmengine.quantity import whole_bytes
 from llmengine.requests import BUILD_REQUEST_VARIABLE, BuildRequest
 from llmengine_operator.config import Config
 from llmengine_operator.labels import Annotation, Label, key_label
@@ -132,6 +133,7 @@ def build_request(order: Order, config: Config, job: str) -> BuildRequest:
         model_endpoint=endpoint.location if endpoint else None,
         hf_endpoint=config.models.hf_endpoint,
         job=job,
+        scratch_bytes=_scratch_bytes(engine.spec.build.scratch),
     )
 
 
@@ -196,6 +198,10 @@ def _volumes(order: Order) -> list[dict[str, Any]]:
             {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         )
     return volumes
+
+
+def _scratch_bytes(scratch: Scratch | None) -> int | None:
+    return whole_bytes(scratch.size) if scratch and scratch.size is not None else None
 
 
 def _scratch(scratch: Scratch | None) -> dict[str, Any]:

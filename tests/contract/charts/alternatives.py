@@ -74,7 +74,10 @@ ALTERNATIVES: dict[str, Any] = {
     "builds.priorityClass.name": "slow",
     "builds.priorityClass.value": -5,
     "rollouts.maxConcurrent": 2,
-    "tenantNamespaces": [{"name": "team-a", "scopedBuild": KEY}, {"name": "team-b"}],
+    "tenantNamespaces": [
+        {"name": "team-a", "serve": KEY, "scopedBuild": KEY},
+        {"name": "team-b"},
+    ],
     "watchNamespaces": ["team-a", "team-b", "team-c"],
     "pullSecrets": {"registry": '{"auths":{}}'},
     "userRoles.aggregate": False,

@@ -56,6 +56,13 @@ HALF = "has half a key: accessKeyId and secretAccessKey belong together"
         ),
         pytest.param(
             merged(
+                MINIMAL, {"tenantNamespaces": [{"name": "a", "serve": {"accessKeyId": "AKIA"}}]}
+            ),
+            f"tenantNamespaces: serve of a {HALF}",
+            id="half a key that serves for a tenant",
+        ),
+        pytest.param(
+            merged(
                 MINIMAL,
                 at(
                     "store.credentials.build",

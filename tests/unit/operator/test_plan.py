@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -19,7 +20,16 @@ from llmengine_operator.observation import (
 )
 from llmengine_operator.plan import ApplyDeployment, Delete, Scale
 from llmengine_operator.report import report
-from tests.unit.operator.world import NOW, World, as_observed, make_node, make_runtime, server_pod
+from llmengine_operator.resources.build_job import build_job
+from tests.unit.operator.world import (
+    CONFIG,
+    NOW,
+    World,
+    as_observed,
+    make_node,
+    make_runtime,
+    server_pod,
+)
 
 AUTOSCALED = {
     "autoscaling": {"maxReplicas": 5},
@@ -523,3 +533,37 @@ def test_an_architecture_taken_off_the_spec_loses_its_deployment() -> None:
 def test_status_never_holds_reconciling_and_stalled_together() -> None:
     for world in (World(), World().cached(), World().but(runtime=NotFound())):
         assert not {"Reconciling", "Stalled"} <= set(conditions(status_of(world)))
+
+
+def test_what_changed_stays_readable_after_the_switch() -> None:
+    world = World().cached().serving()
+    world.with_spec(model={"uri": "s3://models/smollm2", "revision": "v2"})
+    world.with_engine(status=status_of(world))
+    world.cached()
+    assert status_of(world).engines[0].changed == ["model.revision: v1 -> v2"]
+
+
+def test_a_scratch_size_reaches_the_builder_which_cannot_see_it() -> None:
+    wish = World(build={"scratch": {"size": "6Gi"}}).decide().wishes[0]
+    job = build_job(wish.order, CONFIG)
+    environment = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    request = next(e["value"] for e in environment if e["name"] == "LLMENGINE_BUILD_REQUEST")
+    assert json.loads(request)["scratchBytes"] == 6 << 30
+
+
+def test_pods_that_a_quota_refuses_are_seen_at_the_deployment() -> None:
+    world = World().cached().serving(ready=0)
+    deployment = world.observation.children["Deployment", "chat-amd64"]
+    assert isinstance(deployment, Found)
+    refusal = {
+        "type": "ReplicaFailure",
+        "status": "True",
+        "message": 'pods "x" is forbidden: exceeded quota: small',
+    }
+    obj = {**deployment.value, "status": {"conditions": [refusal]}}
+    world.but(
+        children={**world.observation.children, ("Deployment", "chat-amd64"): Found(obj)}, pods=()
+    )
+    status = status_of(world)
+    assert conditions(status)["Stalled"] == ("True", "QuotaExceeded")
+    assert "exceeded quota: small" in message(status)

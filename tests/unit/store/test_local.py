@@ -18,8 +18,8 @@ from llmengine.requests import S3Endpoint
 from llmengine.store import (
     Bucket,
     Contents,
-    CorruptObjectError,
     Credentials,
+    DamagedUploadError,
     DiskFullError,
     IncompleteCredentialsError,
     StoreDeniedError,
@@ -128,7 +128,7 @@ def test_a_quantity_is_enough(size: int, text: str) -> None:
         pytest.param(500, "InternalError", StoreUnreachableError, "in trouble", id="broken"),
         pytest.param(429, "TooManyRequests", StoreUnreachableError, "in trouble", id="rate limit"),
         pytest.param(
-            400, "BadDigest", CorruptObjectError, "the network damages data", id="damaged"
+            400, "BadDigest", DamagedUploadError, "the network damages data", id="damaged"
         ),
         pytest.param(
             301, "PermanentRedirect", StoreRefusedError, "check endpoint, region", id="elsewhere"
