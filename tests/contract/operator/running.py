@@ -148,8 +148,10 @@ class Stepper:
         self._ready.setdefault(key)
 
     def run(self) -> None:
-        """Passes over everything that exists, and over all that these wake. Raises KubeError."""
+        """Passes over all that exists or did, and over all that these wake. Raises KubeError."""
         self.reconciler.start()
+        for known in list(self.due):
+            self._add(known)  # as when it is due again
         for _ in range(200):
             if not self._ready:
                 return

@@ -49,10 +49,16 @@ class Stage:
     spaces: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def new(cls, cluster: Cluster, place: Place, identity: Path) -> Stage:
+    def new(
+        cls,
+        cluster: Cluster,
+        place: Place,
+        identity: Path,
+        roles: tuple[str, ...] = ("team", "other", "builds"),
+    ) -> Stage:
         suffix = uuid.uuid4().hex[:6]
         stage = cls(cluster, place, identity, runtime=f"onnxruntime-{suffix}")
-        for role in ("team", "other", "builds"):
+        for role in roles:
             stage.spaces[role] = f"{role}-{suffix}"
             stage.api.request(
                 "POST", "/api/v1/namespaces", {"metadata": {"name": stage.spaces[role]}}
@@ -73,6 +79,11 @@ class Stage:
     @property
     def api(self) -> Api:
         return self.cluster.api
+
+    @property
+    def tenants(self) -> list[str]:
+        """The namespaces that engines live in."""
+        return [name for role, name in self.spaces.items() if role != "builds"]
 
     @property
     def team(self) -> str:
@@ -97,7 +108,7 @@ class Stage:
                 "shared": ["s3://models/"],
             },
             "builds": {"namespace": self.builds},
-            "watchNamespaces": [self.team, self.other],
+            "watchNamespaces": self.tenants,
             "leaderElection": {"enabled": False},
         }
         for name, section in sections.items():
@@ -232,7 +243,7 @@ class Stage:
         return sorted(engines, key=lambda event: str(event["eventTime"]))
 
     def engines(self) -> list[dict[str, Any]]:
-        return [e for place in (self.team, self.other) for e in self.items(LLMENGINE, place)]
+        return [e for place in self.tenants for e in self.items(LLMENGINE, place)]
 
     def status(self, name: str = "chat", namespace: str | None = None) -> dict[str, Any]:
         engine = self.get(LLMENGINE, name, namespace or self.team)
@@ -267,9 +278,11 @@ class Stage:
 
     # Waiting for it.
 
-    def until(self, what: str, predicate: Any, seconds: float = PATIENCE) -> Any:
+    def until(self, what: str, predicate: Any, *, interval: float = 0.05) -> Any:
         """The first truthy value of the predicate; a failure shows all engines and Jobs."""
-        return wait_for(predicate, seconds, lambda: f"{what}\n{self._picture()}", interval=0.05)
+        return wait_for(
+            predicate, PATIENCE, lambda: f"{what}\n{self._picture()}", interval=interval
+        )
 
     def until_reason(
         self, reason: str, name: str = "chat", *, namespace: str | None = None
