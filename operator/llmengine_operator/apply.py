@@ -69,6 +69,8 @@ class Applier:
                     f"cannot {error.what}: {error.message}",
                     look_again=REFUSED_POLL,
                 )
+            except (NotFoundError, ConflictError) as error:
+                log.info("left to the next pass, for it was changed meanwhile: %s", error)
         return Applied(frozenset(written), refused)
 
     def _carry_out(self, observation: Observation, action: Action) -> bool:
@@ -79,10 +81,7 @@ class Applier:
             case Scale(namespace, name, replicas):
                 self._kube.scale(DEPLOYMENT, namespace, name, replicas)
             case Delete(kind, namespace, name, uid):
-                try:
-                    self._kube.delete(_KINDS[kind], namespace, name, uid=uid)
-                except (NotFoundError, ConflictError):
-                    return False
+                self._kube.delete(_KINDS[kind], namespace, name, uid=uid)
         return True
 
     def _write(self, observation: Observation, action: Action, obj: Mapping[str, Any]) -> bool:
@@ -109,8 +108,9 @@ class Applier:
         Server-side apply resets a field to its default when its last owner gives it up, and what
         a plain create sets can never be taken out by a later apply.
         """
-        self._kube.apply(DEPLOYMENT, obj)
-        identity = {key: obj["metadata"][key] for key in ("name", "namespace")}
+        made = self._kube.apply(DEPLOYMENT, obj)
+        # The uid, or this would be an attempt to make one that was deleted a moment ago.
+        identity = {key: made["metadata"][key] for key in ("name", "namespace", "uid")}
         self._kube.apply(
             DEPLOYMENT,
             {"metadata": identity, "spec": {"replicas": replicas}},

@@ -141,8 +141,8 @@ class Reconciler:
         )
         try:
             self._status.write(obj["metadata"], engine.status, after)
-        except ConflictError:
-            return AT_ONCE  # it was changed since it was read
+        except (ConflictError, NotFoundError):
+            return AT_ONCE  # it was changed since it was read, or is gone
         if not image_rolls(after.serving, observation.pods) and self._gate.leave(key):
             self._next_rollout()
         return self._due(decision, applied.refused or decision.problem, after)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,39 +43,52 @@ def core_cluster(control_plane: Cluster) -> Cluster:
     return cluster
 
 
+@dataclass(frozen=True)
+class Identities:
+    """Makes kubeconfigs with the rights that the chart gives the operator."""
+
+    cluster: Cluster
+    folder: Path
+
+    def make(self, release: str, **values: Any) -> Path:
+        """`release` must be new, and contain the chart's name."""
+        settings = merged(MINIMAL, at("builds.createNamespace", False), values)
+        rendered = Helm(self.folder).render(OPERATOR, settings, release=release, namespace=SYSTEM)
+        rights = [document for document in rendered if document["kind"] in RIGHTS]
+        self.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
+        self.cluster.apply(*(yaml.safe_dump(document) for document in rights))
+        account = next(r["metadata"]["name"] for r in rights if r["kind"] == "ServiceAccount")
+        return self._kubeconfig(account)
+
+    def _kubeconfig(self, account: str) -> Path:
+        path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{account}/token"
+        answer = self.cluster.api.request("POST", path, {"spec": {"expirationSeconds": 7200}})
+        server = f"https://127.0.0.1:{self.cluster.api.port}"
+        authority = str(self.cluster.state.pki / "ca.crt")
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {"name": "c", "cluster": {"server": server, "certificate-authority": authority}}
+            ],
+            "users": [{"name": "u", "user": {"token": answer["status"]["token"]}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        file = self.folder / f"{account}.kubeconfig"
+        file.write_text(json.dumps(config))
+        return file
+
+
 @pytest.fixture(scope="session")
-def identity(core_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kubeconfig with the rights that the chart gives the operator."""
-    folder = tmp_path_factory.mktemp("identity")
-    values = merged(MINIMAL, at("builds.createNamespace", False))
-    rendered = Helm(folder).render(OPERATOR, values, release=RELEASE, namespace=SYSTEM)
-    rights = [document for document in rendered if document["kind"] in RIGHTS]
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}}
-    core_cluster.apply(namespace)
-    core_cluster.apply(*(yaml.safe_dump(document) for document in rights))
-    account = next(r["metadata"]["name"] for r in rights if r["kind"] == "ServiceAccount")
-    return write_kubeconfig(core_cluster, folder, account)
+def identities(core_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return Identities(core_cluster, tmp_path_factory.mktemp("identities"))
 
 
-def write_kubeconfig(cluster: Cluster, folder: Path, account: str) -> Path:
-    """For a service account of the operator's namespace."""
-    path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{account}/token"
-    answer = cluster.api.request("POST", path, {"spec": {"expirationSeconds": 7200}})
-    server = f"https://127.0.0.1:{cluster.api.port}"
-    authority = str(cluster.state.pki / "ca.crt")
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [
-            {"name": "c", "cluster": {"server": server, "certificate-authority": authority}}
-        ],
-        "users": [{"name": "u", "user": {"token": answer["status"]["token"]}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    file = folder / f"{account}.kubeconfig"
-    file.write_text(json.dumps(config))
-    return file
+@pytest.fixture(scope="session")
+def identity(identities: Identities) -> Path:
+    """The rights of an operator of the whole cluster."""
+    return identities.make(RELEASE)
 
 
 @pytest.fixture

@@ -207,6 +207,9 @@ class Stage:
     def remove_runtime(self) -> None:
         self.remove(RUNTIME, self.runtime, namespace=None)
 
+    def remove_job(self, job: Mapping[str, Any]) -> None:
+        self.remove(JOB, job["metadata"]["name"], namespace=job["metadata"]["namespace"])
+
     def delete_manifest(self, key: str) -> None:
         """As the messages about a damaged engine say."""
         name = Layout(self.place.location.prefix).manifest(key)
@@ -307,6 +310,12 @@ class Stage:
             return jobs[-1] if len(jobs) == count else None
 
         return dict(self.until(f"{count} Jobs", seen))
+
+    def job(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """A Job as it is now."""
+        found = self.get(JOB, job["metadata"]["name"], job["metadata"]["namespace"])
+        assert found is not None
+        return found
 
     def until_attempt(self, number: int, namespace: str | None = None) -> dict[str, Any]:
         """Waits for the Job of this try."""

@@ -11,6 +11,7 @@ import pytest
 from llmengine_operator.apply import REPLICAS_MANAGER, Applier, _stamped
 from llmengine_operator.kinds import Kind
 from llmengine_operator.kube import FIELD_MANAGER, KubeObject
+from llmengine_operator.kube_errors import ConflictError
 from llmengine_operator.observation import Found
 from llmengine_operator.plan import Apply, ApplyDeployment
 from tests.unit.operator.world import World, as_observed
@@ -29,13 +30,16 @@ class ApplyKube(FakeKube):
     def __init__(self) -> None:
         super().__init__()
         self.applied: list[tuple[str, bool, int | None]] = []
+        self.gone = False
 
     def apply(
         self, kind: Kind, obj: Mapping[str, Any], *, manager: str = FIELD_MANAGER
     ) -> KubeObject:
         spec = obj.get("spec", {})
         self.applied.append((manager, "template" in spec, spec.get("replicas")))
-        return dict(obj)
+        if self.gone and obj["metadata"].get("uid"):
+            raise ConflictError(409, "Conflict", "uid mismatch", f"apply {kind}")
+        return {**obj, "metadata": {**obj["metadata"], "uid": "made"}}
 
 
 def observed(obj: Mapping[str, Any], **managers: dict[str, Any]) -> Found[Any]:
@@ -75,6 +79,14 @@ def test_replicas_have_a_manager_of_their_own_from_the_first_moment() -> None:
         (FIELD_MANAGER, True, None),
         (REPLICAS_MANAGER, False, 2),
     ]
+
+
+def test_a_deployment_that_goes_while_it_is_made_is_left_to_the_next_pass() -> None:
+    kube = ApplyKube()
+    kube.gone = True
+    applied = Applier(kube).apply(World().observation, [ApplyDeployment(DEPLOYMENT, 2)])
+    assert applied.refused is None
+    assert kube.applied[-1] == (REPLICAS_MANAGER, False, 2)
 
 
 def test_a_crash_while_a_deployment_is_made_leaves_its_template_with_no_second_owner() -> None:
