@@ -27,6 +27,7 @@ from llmengine.requests import (
 )
 from llmengine.store import STORE_PREFIX, Credentials, IncompleteCredentialsError, Store
 from llmengine_server.repository import render
+from llmengine_server.session.tensorrt_library import installed_version
 
 ENGINE_VARIABLE = "LLMENGINE_ENGINE"
 MODELS_VARIABLE = "LLMENGINE_MODELS"
@@ -84,10 +85,7 @@ def run(environment: Mapping[str, str], words: LastWords) -> Ending:
 def check(manifest: Manifest) -> None:
     """Raise RefusedError unless this image, on this machine, serves the engine as it was built."""
     backend, built = (str(manifest.factors.get(f)) for f in ("backend", "backendVersion"))
-    try:
-        here = version(backend)
-    except PackageNotFoundError:
-        here = "none"
+    here = _installed(backend) or "none"
     if here != built:
         raise RefusedError(
             ExitCode.BAD_INPUT,
@@ -103,6 +101,15 @@ def check(manifest: Manifest) -> None:
             f"the engine is for {cpu}, but this node is a {machine}: correct the node's label"
             " kubernetes.io/arch",
         )
+
+
+def _installed(backend: str) -> str | None:
+    if backend == "tensorrt":
+        return installed_version()
+    try:
+        return version(backend)
+    except PackageNotFoundError:
+        return None
 
 
 def _fetch(store: Store, manifest: Manifest, engine: Path, request: ServeRequest) -> None:

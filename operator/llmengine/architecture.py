@@ -12,6 +12,19 @@ _SLUG_WORD = 15
 _SLUG_HASH = 5
 
 
+# What the labels of a shared GPU, or of a slice of one, add to its name.
+_SHARE = re.compile(r"(-SHARED|-MIG-[0-9a-z.]+)+$")
+
+
+def device_name(name: str) -> str:
+    """A GPU's name as architectures have it, from a node's label `nvidia.com/gpu.product` or from
+    what the device says of itself: `NVIDIA-H100-80GB-HBM3`.
+
+    Labels have no spaces, as label values cannot, and a suffix for how the GPU is divided.
+    """
+    return _SHARE.sub("", re.sub(r"\s+", "-", name.strip()))
+
+
 class InvalidArchitectureError(ValueError):
     """The text names no architecture."""
 

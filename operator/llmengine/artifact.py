@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from llmengine.architecture import Architecture
 from llmengine.key import CLUSTER, Scope, engine_key
 
 LAYOUT_VERSION = "v1"
@@ -99,8 +100,10 @@ class Device(Record):
 class Cache(Record):
     """KV cache of graph contract 1.
 
-    `layout`: `plain` is [slots, kv_heads, length, head_dim] for keys and values; `buckets`: the
-    lengths that the cache may be held at, ascending, in tokens.
+    `layout`: `plain` is [slots, kv_heads, length, head_dim] for keys and values, `transposed`
+    [slots, kv_heads, head_dim, length] for keys; `buckets`: the lengths that the cache may be
+    held at, ascending, in tokens; `batches`: the numbers of slots that a decode step may have,
+    ascending, where the engine was not compiled for any.
     """
 
     layout: Literal["plain", "transposed"]
@@ -109,6 +112,7 @@ class Cache(Record):
     kv_heads: int
     head_dim: int
     buckets: tuple[int, ...]
+    batches: tuple[int, ...] = ()
 
 
 class Limits(Record):
@@ -130,6 +134,13 @@ class Verification(Record):
     reference: str = "numpy-float32"
 
 
+class Footprint(Record):
+    """Memory that a compilation took at most, in bytes; 0 where it was not measured."""
+
+    host_bytes: int = 0
+    device_bytes: int = 0
+
+
 class Manifest(Record):
     """Everything that is known of one engine."""
 
@@ -144,7 +155,11 @@ class Manifest(Record):
     cache: Cache
     device: Device
     seconds: Mapping[str, float] = Field(description="Build time by phase.")
+    footprint: Footprint = Footprint()
     verification: Verification
+    warnings: tuple[str, ...] = Field(
+        default=(), description="Sentences: what is built as asked, but may disappoint."
+    )
     model_files: tuple[ModelFile, ...]
     files: tuple[File, ...]
 
@@ -239,3 +254,6 @@ class Layout:
 
     def progress(self, key: str) -> str:
         return f"{self.root}/builds/{key}.json"
+
+    def timing(self, backend: str, version: str, architecture: Architecture) -> str:
+        return f"{self.root}/timing/{backend}-{version}/{architecture.slug}"

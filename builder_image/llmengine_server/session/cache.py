@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmengine.artifact import Cache
+from llmengine_server.session.lengths import SlotLengths
 
 Rows = NDArray[np.float32]
 
@@ -27,41 +28,21 @@ class KvCache:
     def __init__(self, cache: Cache, slots: int) -> None:
         self.slots = slots
         self.generation = 0
-        self._buckets = cache.buckets
         self._shape = (cache.kv_heads, cache.head_dim)
-        self._lengths = [0] * slots
-        self._decoded = [False] * slots
-        self.length = self._buckets[0]
+        self._lengths = SlotLengths(cache.buckets, slots)
+        self.length = self._lengths.length
         self.keys = [self._zeros(self.length) for _ in range(cache.layers)]
         self.values = [self._zeros(self.length) for _ in range(cache.layers)]
 
     def begin_prefill(self, slot: int, past: int, new: int) -> None:
-        """Make room for `new` rows after the first `past` ones of `slot`.
-
-        Raises ValueError when the slot has fewer than `past` rows.
-        """
-        self._require(slot, past)
-        self._decoded[slot] = False
-        self._lengths[slot] = past + new
-        self._fit(may_shrink=False)
+        """See `SlotLengths.begin_prefill`."""
+        self._lengths.begin_prefill(slot, past, new)
+        self._fit()
 
     def begin_decode(self, pasts: Sequence[int]) -> None:
-        """Make room for one row after the first `pasts[i]` of each slot i.
-
-        A slot beyond these that was decoded before is free now: its rows may go. Raises
-        ValueError when a slot has fewer rows than its past.
-        """
-        for slot, past in enumerate(pasts):
-            self._require(slot, past)
-        freed = False
-        for slot in range(self.slots):
-            if slot < len(pasts):
-                self._decoded[slot] = True
-                self._lengths[slot] = pasts[slot] + 1
-            elif self._decoded[slot]:
-                self._release(slot)
-                freed = True
-        self._fit(may_shrink=freed)
+        """See `SlotLengths.begin_decode`."""
+        self._lengths.begin_decode(pasts)
+        self._fit()
 
     def past_of(self, slot: int, past: int, new: int) -> tuple[list[Rows], list[Rows]]:
         """The cache of one slot as a step of `new` tokens reads it, `[1, kv_heads, n, head_dim]`.
@@ -94,53 +75,27 @@ class KvCache:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` rows of `source` to `target`; `source` is free afterwards."""
-        self._require(source, length)
+        self._lengths.move(source, target, length)
         if source == target:
             return
         for rows in (*self.keys, *self.values):
             rows[target, :, :length] = rows[source, :, :length]
-        self._lengths[target] = length
-        self._decoded[target] = self._decoded[source]
-        self._release(source)
 
     def zero(self, slot: int) -> None:
         """Clear every row of a slot, beyond its length too."""
         for rows in (*self.keys, *self.values):
             rows[slot] = 0
-        self._release(slot)
+        self._lengths.release(slot)
 
-    def _release(self, slot: int) -> None:
-        self._lengths[slot] = 0
-        self._decoded[slot] = False
-
-    def _require(self, slot: int, rows: int) -> None:
-        if not 0 <= slot < self.slots:
-            raise ValueError(f"there is no slot {slot}: the session has {self.slots}")
-        if not 0 <= rows <= self._lengths[slot]:
-            raise ValueError(f"slot {slot} has {self._lengths[slot]} rows, not {rows}")
-
-    def _fit(self, *, may_shrink: bool) -> None:
-        longest = max(self._lengths)
-        if longest > self.length:
-            self._resize(self._bucket(longest))
-        elif may_shrink:
-            # A quarter to spare, or the next tokens would make it grow back at once.
-            bucket = self._bucket(min(longest + longest // 4, self.length))
-            if bucket < self.length:
-                self._resize(bucket)
-
-    def _bucket(self, rows: int) -> int:
-        for bucket in self._buckets:
-            if bucket >= rows:
-                return bucket
-        raise ValueError(f"{rows} rows are more than the cache's longest bucket holds")
-
-    def _resize(self, length: int) -> None:
+    def _fit(self) -> None:
+        if self.length == self._lengths.length:
+            return
+        length = self._lengths.length
         # Layer by layer, so that only one layer ever exists twice.
         for arrays in (self.keys, self.values):
             for layer, old in enumerate(arrays):
                 new = self._zeros(length)
-                for slot, rows in enumerate(self._lengths):
+                for slot, rows in enumerate(self._lengths.rows):
                     kept = min(rows, self.length, length)
                     new[slot, :, :kept] = old[slot, :, :kept]
                 arrays[layer] = new

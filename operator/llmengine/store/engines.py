@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmengine.architecture import Architecture
 from llmengine.artifact import (
     BuildProgress,
     InvalidManifestError,
@@ -231,6 +232,26 @@ class Store:
             data = self._bucket.read(self._layout(scope).progress(key))
             return BuildProgress.model_validate_json(data)
         except (ObjectMissingError, ValueError):
+            return None
+
+    def put_timing(
+        self,
+        backend: str,
+        version: str,
+        architecture: Architecture,
+        timing: bytes,
+        scope: Scope = CLUSTER,
+    ) -> None:
+        """Keep what a compiler measured on an architecture, instead of what was kept before."""
+        self._bucket.write(self._layout(scope).timing(backend, version, architecture), timing)
+
+    def get_timing(
+        self, backend: str, version: str, architecture: Architecture, scope: Scope = CLUSTER
+    ) -> bytes | None:
+        """What `put_timing` kept last; None when nothing was."""
+        try:
+            return self._bucket.read(self._layout(scope).timing(backend, version, architecture))
+        except ObjectMissingError:
             return None
 
     def probe(self) -> Conditions:
