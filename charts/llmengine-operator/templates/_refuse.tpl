@@ -54,7 +54,7 @@
 {{- define "llmengine.refuse.crds" -}}
 {{- if lookup "v1" "Namespace" "" "kube-system" -}}
 {{- $needed := int (include "llmengine.schemaRevision" .) -}}
-{{- $command := printf "helm upgrade --install llmengine-crds charts/llmengine-crds --namespace %s" .Release.Namespace -}}
+{{- $command := printf "helm upgrade --install llmengine-crds charts/llmengine-crds --namespace %s --create-namespace" .Release.Namespace -}}
 {{- range $name := list "llmengines.llmengine.io" "engineruntimes.llmengine.io" -}}
 {{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" $name -}}
 {{- if not $crd -}}

@@ -12,7 +12,7 @@ from llmengine_operator.kinds import DEPLOYMENT, HPA, LLMENGINE, POD, SERVICE
 from tests.contract.charts.rights import Right, needed
 from tests.contract.operator.builder import Builder, request_of
 from tests.contract.operator.command import OperatorCommand
-from tests.contract.operator.conftest import Identities
+from tests.contract.operator.setting import Identities
 from tests.contract.operator.stage import MODEL, Stage
 
 pytestmark = pytest.mark.controlplane
