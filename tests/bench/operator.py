@@ -12,8 +12,10 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llmengine_operator.kinds import DEPLOYMENT, HPA, JOB, LLMENGINE, POD, RUNTIME, SERVICE
 from tests.cluster.cluster import Cluster
@@ -86,10 +88,13 @@ def serve(stage: Stage, first: int, end: int) -> None:
     def ready() -> bool:
         engines = stage.items(LLMENGINE)
         return all(
-            any(c["type"] == "Ready" and c["status"] == "True" for c in e["status"]["conditions"])
-            for e in engines
-            if e["status"].setdefault("conditions", []) is not None
+            any(c["type"] == "Ready" and c["status"] == "True" for c in conditions(engine))
+            for engine in engines
         )
+
+    def conditions(engine: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
+        found: Sequence[Mapping[str, str]] = engine["status"].get("conditions", ())
+        return found
 
     wait_for(ready, PATIENCE, "all engines to be ready", interval=0.5)
     row(f"{end - first} more engines are ready after", f"{time.monotonic() - began:.1f} s")
@@ -123,10 +128,10 @@ def time_to_job(stage: Stage, rounds: int = 10) -> float:
         name = f"new-{number}"
         began = time.perf_counter()
         stage.create(name, revision=name)
-        wait_for(lambda: _jobs_of(stage, name), 60, "a Job", interval=0.005)
+        wait_for(partial(_jobs_of, stage, name), 60, "a Job", interval=0.005)
         found.append(time.perf_counter() - began)
         stage.remove(LLMENGINE, name)
-        wait_for(lambda: not _jobs_of(stage, name), 60, "no Job", interval=0.05)
+        wait_for(partial(_no_job_of, stage, name), 60, "no Job", interval=0.05)
     return statistics.median(found)
 
 
@@ -135,6 +140,10 @@ def _jobs_of(stage: Stage, name: str) -> bool:
     jobs = stage.items(JOB, stage.builds)
     notes = [job["metadata"]["annotations"]["llmengine.io/requested-by"] for job in jobs]
     return asked in notes
+
+
+def _no_job_of(stage: Stage, name: str) -> bool:
+    return not _jobs_of(stage, name)
 
 
 def resync(operator: OperatorCommand) -> None:

@@ -213,7 +213,10 @@ def test_an_engine_is_built_served_scaled_and_removed(
             chart_cluster.apply(engine)
             deployment = place.path("/apis/apps/v1", "deployments")
             see("3 replicas", lambda: api.items(deployment)[0]["spec"]["replicas"] == 3)
-            engine["spec"]["serving"] = {"autoscaling": {"maxReplicas": 4}}
+            engine["spec"]["serving"] = {
+                "autoscaling": {"maxReplicas": 4},
+                "resources": {"requests": {"cpu": 1}},
+            }
             chart_cluster.apply(engine)
             scalers = place.path("/apis/autoscaling/v2", "horizontalpodautoscalers")
             see("an autoscaler", lambda: api.items(scalers))

@@ -53,6 +53,7 @@ def test_an_operator_refuses_older_crds_and_says_what_to_run(
         assert operator.last_words() == (
             "the CRD llmengines.llmengine.io is of revision 0, this operator needs"
             f" {SCHEMA_REVISION}; run: helm upgrade --install llmengine-crds charts/llmengine-crds"
+            " --namespace llmengine-system --create-namespace"
         )
         assert operator.lines == []
 

@@ -172,8 +172,10 @@ def test_tries_that_are_used_up_stall_until_somebody_asks(
     notes = third["metadata"]["annotations"]
     assert notes["llmengine.io/requested-at"] == "2026-11-24T12:00:00Z"
     assert notes["llmengine.io/tries-left"] == "1"
-    status = stage.until_reason("Building")
-    assert status["lastHandledRequest"] == "2026-11-24T12:00:00Z"
+    stage.until_reason("Building")
+    # The pass after the one that asks for the Job sees it.
+    asked = "2026-11-24T12:00:00Z"
+    stage.until("an echo", lambda: stage.status().get("lastHandledRequest") == asked)
     assert "Stalled" not in stage.conditions()
     builder.fail(third, 11, "ModelUnsupported", "not this one")
     # A request is good for one series.

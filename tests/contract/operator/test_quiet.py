@@ -62,7 +62,7 @@ CASES = [
                 {"key": "b", "value": "x", "effect": "NoSchedule"},
             ],
             priorityClassName="system-node-critical",
-            terminationGracePeriodSeconds=10,
+            terminationGracePeriodSeconds=20,
         ),
         id="scheduling",
     ),
