@@ -297,8 +297,9 @@ class Stage:
             assert engine is not None
             status = dict(engine.get("status", {}))
             current = status.get("observedGeneration") == engine["metadata"]["generation"]
-            ready = self.conditions(name, namespace).get("Ready", ("", ""))
-            return status if current and ready[1] == reason else None
+            # Of the same answer: between two of them the engine goes on.
+            ready = {c["type"]: c["reason"] for c in status.get("conditions", [])}.get("Ready")
+            return status if current and ready == reason else None
 
         return dict(self.until(f"{name} to be {reason}", seen))
 
