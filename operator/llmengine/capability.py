@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmengine.api.v1alpha1 import (
@@ -16,7 +17,10 @@ from llmengine.architecture import Architecture
 from llmengine.key import resolve_dtype
 
 # The backends of this release. An EngineRuntime may name others; engines that use it say so.
-BACKENDS = (BackendName.ONNXRUNTIME,)
+BACKENDS = (BackendName.ONNXRUNTIME, BackendName.TENSORRT)
+# TensorRT's support matrix: Volta went with 10.5; bfloat16 needs the tensor cores of Ampere.
+_TENSORRT_OLDEST = (7, 5)
+_BFLOAT16_OLDEST = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,16 @@ class _Case:
     options: EngineOptions
 
 
+_Check = Callable[[_Case], str | None]
+
+
 def unsupported(
     backend: BackendName, architecture: Architecture, options: EngineOptions
 ) -> str | None:
     """Why this backend cannot compile these options for this architecture, or None."""
     case = _Case(backend, architecture, options)
-    return next((sentence for check in _CHECKS if (sentence := check(case))), None)
+    checks = (_backend, *_CHECKS.get(backend, ()))
+    return next((sentence for check in checks if (sentence := check(case))), None)
 
 
 def _backend(case: _Case) -> str | None:
@@ -43,7 +51,7 @@ def _backend(case: _Case) -> str | None:
     )
 
 
-def _architecture(case: _Case) -> str | None:
+def _cpu(case: _Case) -> str | None:
     if case.architecture.is_cpu:
         return None
     return (
@@ -52,7 +60,7 @@ def _architecture(case: _Case) -> str | None:
     )
 
 
-def _dtype(case: _Case) -> str | None:
+def _float32(case: _Case) -> str | None:
     dtype = resolve_dtype(case.options.dtype, case.architecture)
     if dtype is DType.FLOAT32:
         return None
@@ -78,10 +86,49 @@ def _kv_cache(case: _Case) -> str | None:
     )
 
 
-def _portability(case: _Case) -> str | None:
+def _one_device(case: _Case) -> str | None:
     if case.options.portability is Portability.DEVICE:
         return None
     return "spec.engine.portability is for GPUs: remove it, or use a tensorrt runtime"
 
 
-_CHECKS = (_backend, _architecture, _dtype, _weights, _kv_cache, _portability)
+def _gpu(case: _Case) -> str | None:
+    if not case.architecture.is_cpu:
+        return None
+    return (
+        f"{case.backend} compiles for GPUs, and {case.architecture} is a CPU: use an onnxruntime"
+        " runtime, or take it off spec.architectures"
+    )
+
+
+def _new_enough(case: _Case) -> str | None:
+    capability = case.architecture.compute_capability
+    if capability is None or capability >= _TENSORRT_OLDEST:
+        return None
+    return (
+        f"TensorRT compiles for compute capability 7.5 and up, and {case.architecture} has"
+        f" {_written(capability)}: leave it out with spec.architectures, or with"
+        " spec.serving.nodeSelector"
+    )
+
+
+def _bfloat16(case: _Case) -> str | None:
+    capability = case.architecture.compute_capability
+    dtype = resolve_dtype(case.options.dtype, case.architecture)
+    if dtype is not DType.BFLOAT16 or capability is None or capability >= _BFLOAT16_OLDEST:
+        return None
+    return (
+        f"bfloat16 needs compute capability 8.0, and {case.architecture} has"
+        f" {_written(capability)}: set spec.engine.dtype to auto, which is float16 there, or to"
+        " float16"
+    )
+
+
+def _written(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)
+
+
+_CHECKS: Mapping[BackendName, tuple[_Check, ...]] = {
+    BackendName.ONNXRUNTIME: (_cpu, _float32, _weights, _kv_cache, _one_device),
+    BackendName.TENSORRT: (_gpu, _new_enough, _bfloat16, _weights, _kv_cache),
+}

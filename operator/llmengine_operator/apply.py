@@ -13,6 +13,7 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
+from llmengine_operator.decision import Action, Apply, ApplyDeployment, Delete, Scale
 from llmengine_operator.kinds import DEPLOYMENT, HPA, SERVICE
 from llmengine_operator.kube import FIELD_MANAGER, Kube
 from llmengine_operator.kube_errors import (
@@ -23,7 +24,6 @@ from llmengine_operator.kube_errors import (
 )
 from llmengine_operator.labels import Annotation
 from llmengine_operator.observation import Found, KubeObject, Observation
-from llmengine_operator.plan import Action, Apply, ApplyDeployment, Delete, Scale
 from llmengine_operator.reasons import Reason
 from llmengine_operator.targets import Problem
 

@@ -65,7 +65,12 @@ def read_attempt(
         message=message,
         finished=finished,
         verdict=verdict,
+        node=_node(pod),
     )
+
+
+def _node(pod: KubeObject | None) -> str:
+    return str((pod or {}).get("spec", {}).get("nodeName", ""))
 
 
 def parse_time(text: str) -> datetime:
@@ -132,7 +137,14 @@ def _failure(job: KubeObject, pod: KubeObject | None) -> tuple[str, str, Verdict
         return Reason.BUILD_LOST, f"the build ended without a word: {text}", Verdict.RETRY
     if ended.get("reason") == "OOMKilled":
         return Reason.BUILD_OUT_OF_MEMORY, _out_of_memory(pod), Verdict.FINAL
-    return _last_words(ended)
+    reason, message, verdict = _last_words(ended)
+    if reason == BuildReason.WRONG_DEVICE:
+        message = (
+            f"node {_node(pod)} is not what its labels say: {message}; correct them (GPU Feature"
+            " Discovery writes them when it is started again), or cordon the node and set"
+            " llmengine.io/requested-at"
+        )
+    return reason, message, verdict
 
 
 def _out_of_memory(pod: KubeObject | None) -> str:

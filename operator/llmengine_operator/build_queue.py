@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from llmengine_operator.builds import Candidate, schedule
 from llmengine_operator.config import Config
+from llmengine_operator.decision import UNKNOWN_OPTIONS, Decision, Wish
 from llmengine_operator.kinds import JOB
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import (
@@ -24,7 +25,6 @@ from llmengine_operator.kube_errors import (
     NotFoundError,
 )
 from llmengine_operator.observation import AttemptState, Engine
-from llmengine_operator.plan import UNKNOWN_OPTIONS, Decision, Wish
 from llmengine_operator.read_builds import Build, read_builds
 from llmengine_operator.resources.build_job import build_job, build_namespace, job_name
 from llmengine_operator.resources.pod import owner_reference

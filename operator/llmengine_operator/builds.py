@@ -18,6 +18,7 @@ from llmengine.api.v1alpha1 import (
     EngineState,
     EngineStatus,
 )
+from llmengine.requests import BuildReason
 from llmengine_operator.attempts import ENVIRONMENT_REASONS, parse_time
 from llmengine_operator.config import BuildsConfig
 from llmengine_operator.observation import Attempt, AttemptState, Verdict
@@ -35,7 +36,8 @@ class Ask:
     """What one engine brings to the question whether a key is to be built.
 
     `options` is the digest of its build options, `tries` the most tries of a series, `request` an
-    unhandled `requested-at`, `edited` whether its spec changed since its status was written.
+    unhandled `requested-at`, `edited` whether its spec changed since its status was written,
+    `builders` the nodes that may build it.
     """
 
     key: str
@@ -43,6 +45,7 @@ class Ask:
     tries: int
     request: str = ""
     edited: bool = False
+    builders: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,14 @@ class Assessment:
 
 def options_digest(build: BuildOptions, runtime: EngineRuntimeSpec) -> str:
     """A digest of what a build Job is given beside its engine: a new value deserves a new try."""
-    parts = (
+    parts: tuple[str, ...] = (
         build.model_dump_json(),
         runtime.image.model_dump_json(),
         runtime.pod_defaults.model_dump_json(exclude={"serving_resources"}),
     )
+    for_gpus = (runtime.runtime_class_name, runtime.minimum_driver)
+    if any(for_gpus):
+        parts = (*parts, str(for_gpus))
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
@@ -100,10 +106,16 @@ def assess(
         return fresh
     if mine := [a for a in attempts if a.options == ask.options]:
         last = max(mine, key=lambda a: a.number)
-        return _failed(_lost(last), number, ask, now)
+        mended = _misled(last) and last.node not in ask.builders
+        return fresh if mended else _failed(_lost(last), number, ask, now)
     if not attempts and row is not None and not ask.edited:
         return _remembered(row, fresh, now)
     return fresh
+
+
+def _misled(attempt: Attempt) -> bool:
+    """The node was not what its labels say."""
+    return attempt.state is AttemptState.FAILED and attempt.reason == BuildReason.WRONG_DEVICE
 
 
 def _publishes(attempt: Attempt, now: datetime) -> bool:
@@ -181,7 +193,8 @@ def _failed(attempt: Attempt, number: int, ask: Ask, now: datetime) -> Assessmen
 
 def _remembered(row: EngineStatus, fresh: Assessment, now: datetime) -> Assessment:
     """The failed Job has expired; the row still knows that it failed."""
-    if row.state is not EngineState.FAILED:
+    # Nobody knows any more which node was not what its labels say: it may well have been mended.
+    if row.state is not EngineState.FAILED or row.reason == BuildReason.WRONG_DEVICE:
         return fresh
     failed_at = parse_time(row.last_failure_time) if row.last_failure_time else now
     return Assessment(

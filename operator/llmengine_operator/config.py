@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic.alias_generators import to_camel
 
+from llmengine.architecture import Architecture
 from llmengine.requests import S3Endpoint, StoreLocation
 
 
@@ -118,6 +126,42 @@ class ModelsConfig(Section):
         return next(iter(named + rest), None)
 
 
+class ExpectedTaint(Section):
+    """A taint of nodes that are to come."""
+
+    key: str
+    value: str = ""
+    effect: str = "NoSchedule"
+
+
+class ExpectedNodes(Section):
+    """A pool of nodes that may have none now, and gets some when a pod asks for them."""
+
+    architecture: str = Field(
+        description="What its nodes are: amd64, arm64, or sm_90/DEVICE with the device's name."
+    )
+    labels: dict[str, str] = Field(
+        default={}, description="Labels of its nodes that engines and runtimes select by."
+    )
+    taints: tuple[ExpectedTaint, ...] = ()
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_that_of_a_node(cls, text: str) -> str:
+        architecture = Architecture.parse(text)
+        if not architecture.is_cpu and architecture.device is None:
+            raise ValueError(f"{text} names no device: write such as {text}/NVIDIA-L4")
+        return text
+
+
+class ArchitecturesConfig(Section):
+    """What the operator cannot read from nodes."""
+
+    expected: tuple[ExpectedNodes, ...] = Field(
+        default=(), description="Pools that are scaled to zero at times."
+    )
+
+
 class BuildsConfig(Section):
     """How build Jobs are run."""
 
@@ -145,6 +189,7 @@ class Config(Section):
     namespace: str = Field(description="The operator's own namespace: its Lease lies here.")
     store: StoreConfig
     models: ModelsConfig = ModelsConfig()
+    architectures: ArchitecturesConfig = ArchitecturesConfig()
     builds: BuildsConfig = BuildsConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     leader_election: LeaderElectionConfig = LeaderElectionConfig()

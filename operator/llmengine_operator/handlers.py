@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import kopf
 
-from llmengine_operator.kinds import DEPLOYMENT, JOB, LLMENGINE, POD, RUNTIME, Kind
+from llmengine_operator.kinds import DEPLOYMENT, JOB, LLMENGINE, NODE, POD, RUNTIME, Kind
 from llmengine_operator.kube import label_selector
 from llmengine_operator.kube_access import Access
 from llmengine_operator.watch_audit import Delivered, Watch
@@ -26,6 +26,7 @@ MANAGED = {"app.kubernetes.io/managed-by": "llmengine-operator"}
 WATCHES = (
     Watch(LLMENGINE),
     Watch(RUNTIME),
+    Watch(NODE),
     Watch(JOB, MANAGED),
     Watch(DEPLOYMENT, MANAGED),
     Watch(POD, MANAGED),
@@ -52,6 +53,8 @@ class Wake(Protocol):
 
     def runtime(self, name: str) -> None: ...
 
+    def node(self, name: str, obj: Mapping[str, Any] | None) -> None: ...
+
     def child(
         self,
         kind: str,
@@ -61,12 +64,14 @@ class Wake(Protocol):
     ) -> None: ...
 
 
-def wake(to: Wake, kind: Kind, delivered: Delivered) -> None:
-    """Passes on that an object changed, or is gone."""
+def wake(to: Wake, kind: Kind, delivered: Delivered, obj: Mapping[str, Any] | None = None) -> None:
+    """Passes on that an object changed, or is gone: then there is no `obj`."""
     if kind == LLMENGINE:
         to.engine(delivered.namespace, delivered.name)
     elif kind == RUNTIME:
         to.runtime(delivered.name)
+    elif kind == NODE:
+        to.node(delivered.name, obj)
     else:
         to.child(kind.kind, delivered.namespace, delivered.labels, delivered.annotations)
 

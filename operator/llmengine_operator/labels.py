@@ -21,6 +21,33 @@ class Label(StrEnum):
     KEY = f"{GROUP}/key"
 
 
+class GpuLabel(StrEnum):
+    """What NVIDIA's GPU Feature Discovery writes on nodes."""
+
+    MAJOR = "nvidia.com/gpu.compute.major"
+    MINOR = "nvidia.com/gpu.compute.minor"
+    PRODUCT = "nvidia.com/gpu.product"
+    PRESENT = "nvidia.com/gpu.present"
+    # Only where MIG has divided every GPU and the slices are offered as nvidia.com/gpu.
+    SLICES = "nvidia.com/gpu.slices.gi"
+    TIMESTAMP = "nvidia.com/gfd.timestamp"
+
+
+# Major, minor and revision. The second set is deprecated, and all that older releases write.
+DRIVER_LABELS = (
+    (
+        "nvidia.com/cuda.driver-version.major",
+        "nvidia.com/cuda.driver-version.minor",
+        "nvidia.com/cuda.driver-version.revision",
+    ),
+    ("nvidia.com/cuda.driver.major", "nvidia.com/cuda.driver.minor", "nvidia.com/cuda.driver.rev"),
+)
+# The resource, and the key of the taint that GPU nodes have by convention.
+GPU = "nvidia.com/gpu"
+# A GPU that time-slicing or MPS shares between pods is another product to the labels.
+SHARED = "-SHARED"
+
+
 class Annotation(StrEnum):
     KEY = f"{GROUP}/engine-key"
     ARCHITECTURE = f"{GROUP}/engine-architecture"

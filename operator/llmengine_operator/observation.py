@@ -84,13 +84,32 @@ class Taint:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """The GPUs of a node, which are all of one kind, as its labels have them.
+
+    `driver`: major, minor, revision. `slices` names what MIG has divided them into.
+    """
+
+    compute_capability: tuple[int, int]
+    device: str
+    driver: tuple[int, int, int] | None = None
+    slices: str = ""
+
+
+@dataclass(frozen=True)
 class Node:
-    """What matters of a node for choosing architectures."""
+    """What matters of a node for choosing architectures.
+
+    `architecture` is that of its CPUs. `offers_gpus` without a `gpu`: nobody has labelled it.
+    """
 
     name: str
     architecture: Architecture
     labels: Mapping[str, str]
+    created: datetime
     taints: tuple[Taint, ...] = ()
+    gpu: Gpu | None = None
+    offers_gpus: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +155,8 @@ class Attempt:
     """A build Job as it stands, with what its pod said last.
 
     `number` is that of the Job's name; `tries_left` how many more this series may have;
-    `options` a digest of the build options it ran with; `request` the request that it answers.
+    `options` a digest of the build options it ran with; `request` the request that it answers;
+    `node` where its pod is or was.
     """
 
     namespace: str
@@ -154,6 +174,7 @@ class Attempt:
     message: str = ""
     finished: datetime | None = None
     verdict: Verdict = Verdict.NONE
+    node: str = ""
 
     @property
     def active(self) -> bool:

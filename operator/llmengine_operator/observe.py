@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -13,17 +12,17 @@ from llmengine.key import Scope
 from llmengine_operator.build_queue import BuildQueue
 from llmengine_operator.catalog import Catalog
 from llmengine_operator.config import Config
-from llmengine_operator.kinds import DEPLOYMENT, HPA, NODE, POD, PVC, RUNTIME, SERVICE, Kind
+from llmengine_operator.kinds import DEPLOYMENT, HPA, POD, PVC, RUNTIME, SERVICE, Kind
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import NotFoundError
 from llmengine_operator.labels import MANAGED, Label, key_label
+from llmengine_operator.node_book import NodeBook
 from llmengine_operator.observation import (
     Attempt,
     AttemptState,
     Engine,
     Found,
     KubeObject,
-    Node,
     NotFound,
     Observation,
     Read,
@@ -31,7 +30,7 @@ from llmengine_operator.observation import (
     StoredEngine,
     Unreadable,
 )
-from llmengine_operator.parse import parse_nodes, parse_runtime
+from llmengine_operator.parse import parse_runtime
 from llmengine_operator.read_builds import read_builds
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.build_job import build_namespace
@@ -39,8 +38,6 @@ from llmengine_operator.resources.deployment import deployment_name
 from llmengine_operator.resources.service import service_names
 from llmengine_operator.targets import Problem, Target, claim_name, targets
 
-# Nodes come and go slowly, and a list of a thousand is not read for every engine.
-NODES_BELIEVED = timedelta(seconds=15)
 _CHILDREN = (DEPLOYMENT, SERVICE, HPA)
 
 
@@ -53,6 +50,7 @@ class Observer:
         *,
         catalog: Catalog,
         queue: BuildQueue,
+        nodes: NodeBook,
         config: Config,
         now: Callable[[], datetime],
     ) -> None:
@@ -60,16 +58,15 @@ class Observer:
         self._catalog = catalog
         self._queue = queue
         self._config = config
+        self._nodes = nodes
         self._now = now
-        self._nodes_lock = threading.Lock()
-        self._nodes: tuple[tuple[Node, ...], datetime] | None = None
 
     def observe(self, engine: Engine) -> Observation:
         """Everything that a plan for this engine looks at. Raises KubeError."""
         runtime = self._runtime(engine.spec.runtime)
-        nodes = self._all_nodes()
+        nodes = self._nodes.all()
         claim = self._claim(engine)
-        wanted = targets(engine, runtime, nodes, claim, self._config)
+        wanted = targets(engine, runtime, nodes, claim, self._config, now=self._now())
         if isinstance(wanted, Problem):
             pods = self._pods(engine) if engine.status.serving else ()
             return Observation(engine, runtime, nodes, claim, pods=pods)
@@ -101,13 +98,6 @@ class Observer:
                 Reason.SPEC_INVALID,
                 f'EngineRuntime "{name}" cannot be read by this release: {error}',
             )
-
-    def _all_nodes(self) -> tuple[Node, ...]:
-        with self._nodes_lock:
-            now = self._now()
-            if self._nodes is None or now - self._nodes[1] >= NODES_BELIEVED:
-                self._nodes = parse_nodes(self._kube.list(NODE, cached=True)), now
-            return self._nodes[0]
 
     def _claim(self, engine: Engine) -> Read[str] | None:
         name = claim_name(engine.spec.model.uri)

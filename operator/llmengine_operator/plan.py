@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 from llmengine.api.v1alpha1 import (
     EngineState,
@@ -17,131 +17,30 @@ from llmengine.api.v1alpha1 import (
     Progress,
     ServingStatus,
 )
-from llmengine.architecture import Architecture
 from llmengine.key import difference
+from llmengine_operator.architectures import SETTLE
 from llmengine_operator.builds import Ask, Assessment, assess, options_digest
+from llmengine_operator.children import actions, desired, taken_name
 from llmengine_operator.conditions import rfc3339
 from llmengine_operator.config import Config
-from llmengine_operator.labels import MANAGED, Label
+from llmengine_operator.decision import UNKNOWN_OPTIONS, Decision, TargetPlan, Wish
 from llmengine_operator.observation import (
     Engine,
     Found,
-    KubeObject,
     Observation,
     Runtime,
     StoredEngine,
     Unreadable,
 )
 from llmengine_operator.reasons import Reason
-from llmengine_operator.resources.autoscaler import autoscaler
 from llmengine_operator.resources.build_job import Order
-from llmengine_operator.resources.deployment import Serving, deployment
-from llmengine_operator.resources.service import services
-from llmengine_operator.targets import UNWATCHED_POLL, Problem, Target, targets
+from llmengine_operator.switching import switched_together
+from llmengine_operator.targets import UNWATCHED_POLL, Problem, Target, skipped_nodes, targets
 
 PROGRESS_POLL = timedelta(seconds=5)
-# As soon as the garbage collector has come round.
-LEFTOVER_POLL = timedelta(seconds=2)
-UNKNOWN_OPTIONS = ""
+_GONE = "no node has this architecture any more: it is given up after 24 h without one"
 # Of one entry of status.engines[].changed: two long URIs are longer.
 _CHANGE = 1024
-
-
-@dataclass(frozen=True)
-class Apply:
-    """Server-side apply of a whole object, unless it already is so."""
-
-    object: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ApplyDeployment:
-    """A Deployment, whose replicas are `initial` when it is made and left alone afterwards."""
-
-    object: Mapping[str, Any]
-    initial: int
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Set a Deployment's replicas through its own /scale."""
-
-    namespace: str
-    name: str
-    replicas: int
-
-
-@dataclass(frozen=True)
-class Delete:
-    """Delete exactly this object."""
-
-    kind: str
-    namespace: str
-    name: str
-    uid: str
-
-
-Action: TypeAlias = Apply | ApplyDeployment | Scale | Delete
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A build that this engine wants, and when it may start at the earliest."""
-
-    order: Order
-    first: bool
-    since: datetime
-    not_before: datetime
-
-    @property
-    def identity(self) -> tuple[str, str, int, str, bool, datetime]:
-        """What makes it another wish; the engine's status, which the order holds too, does not."""
-        order = self.order
-        return (
-            order.target.key,
-            order.options,
-            order.number,
-            order.request,
-            self.first,
-            self.not_before,
-        )
-
-
-@dataclass(frozen=True)
-class TargetPlan:
-    """One architecture: its row, what it serves (if anything), and whether it may make progress."""
-
-    target: Target
-    row: EngineStatus
-    serving: ServingStatus | None
-    stalled: bool
-    image_waits: bool = False
-    look_again: timedelta | None = None
-
-    @property
-    def current(self) -> bool:
-        """It serves what the current generation asks for."""
-        return (
-            self.serving is not None
-            and self.serving.key in self.target.keys
-            and not self.image_waits
-        )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What ought to be. `problem` set: nothing new can be planned, what serves is left alone.
-
-    `keys` are all keys that the engine wants, built or not, each with the digest of the options
-    that it would be built with.
-    """
-
-    problem: Problem | None = None
-    plans: tuple[TargetPlan, ...] = ()
-    actions: tuple[Action, ...] = ()
-    wishes: tuple[Wish, ...] = ()
-    keys: Mapping[str, str] = field(default_factory=dict)
-    handled_request: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,12 +60,14 @@ class _Pass:
 def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     """The plan for one engine."""
     engine = observation.engine
-    wanted = targets(engine, observation.runtime, observation.nodes, observation.claim, config)
+    read = engine, observation.runtime, observation.nodes
+    wanted = targets(*read, observation.claim, config, now=now)
+    skipped = skipped_nodes(*read, config)
     handled = engine.status.last_handled_request
     if isinstance(wanted, Problem):
         request = (engine.requested_at or handled) if wanted.stalled else handled
         keys = remembered_keys(engine.generation, engine.status)
-        return Decision(wanted, keys=keys, handled_request=request)
+        return Decision(wanted, skipped=skipped, keys=keys, handled_request=request)
     if not isinstance(observation.runtime, Found):
         raise TypeError("an engine has targets only when its runtime was read")
     this = _Pass(observation, observation.runtime.value, config, now)
@@ -176,21 +77,42 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
         return Decision(
             Problem(Reason.SUSPENDED, "spec.suspend is true: nothing is changed", stalled=False),
             plans=tuple(_suspended(this, target) for target in wanted),
+            retiring=_unwanted(this, wanted),
+            skipped=skipped,
             keys=keys,
             handled_request=handled,
         )
     steps = [_plan_target(this, target) for target in wanted]
-    plans = tuple(plan for plan, _ in steps)
+    plans = switched_together([plan for plan, _ in steps], engine)
     wishes = tuple(wish for _, wish in steps if wish is not None)
-    desired = _desired(this, plans)
-    taken = _taken_name(this, desired)
+    retiring = () if _serves_as_wanted(this, wanted) else _unwanted(this, wanted)
+    served = [plan.serving for plan in plans if plan.serving is not None]
+    objects = desired(engine, this.runtime.spec, served, config)
+    taken = taken_name(observation, objects)
     return Decision(
         taken,
         plans=plans,
-        actions=() if taken else tuple(_actions(this, desired)),
+        retiring=retiring,
+        skipped=skipped,
+        actions=() if taken else tuple(actions(observation, objects, retiring)),
         wishes=wishes,
         keys=keys,
         handled_request=_handled(this, wishes),
+    )
+
+
+def _unwanted(this: _Pass, wanted: Sequence[Target]) -> tuple[ServingStatus, ...]:
+    """What serves and is for none of the wanted architectures."""
+    names = {str(target.architecture) for target in wanted}
+    return tuple(row for row in this.engine.status.serving if row.architecture not in names)
+
+
+def _serves_as_wanted(this: _Pass, wanted: Sequence[Target]) -> bool:
+    """Some architecture serves what the current generation asks for, so others may go."""
+    keys = {str(target.architecture): target.keys for target in wanted}
+    return any(
+        row.key in keys.get(row.architecture, ()) and (row.ready_replicas > 0 or row.replicas == 0)
+        for row in this.engine.status.serving
     )
 
 
@@ -221,11 +143,34 @@ def _suspended(this: _Pass, target: Target) -> TargetPlan:
 
 
 def _plan_target(this: _Pass, target: Target) -> tuple[TargetPlan, Wish | None]:
-    """The first check that answers decides: the store, then what keeps a build from starting."""
-    for check in (_stored, _unsupported, _no_node, _unsafe_store):
+    """The first check that answers decides: is it to be served, is it in the store, and then what
+    keeps a build from starting.
+    """
+    for check in (_settling, _absent, _stored, _unsupported, _no_node, _unsafe_store):
         if (plan := check(this, target)) is not None:
             return plan, None
     return _to_build(this, target)
+
+
+def _settling(this: _Pass, target: Target) -> TargetPlan | None:
+    """It has just been seen, and may be gone in a minute."""
+    seen = target.candidate.seen
+    if seen is None:
+        return None
+    counts = seen + SETTLE
+    message = f"is new in the cluster: it counts from {counts:%H:%M:%S} UTC on, if it stays"
+    row = _row(target, EngineState.PENDING, Reason.ARCHITECTURE_SETTLING, message)
+    wait = max(counts - this.now, timedelta(seconds=1))
+    return TargetPlan(target, row, None, stalled=False, look_again=wait)
+
+
+def _absent(this: _Pass, target: Target) -> TargetPlan | None:
+    """Nobody asked for it by name, its nodes have gone, and it serves nothing."""
+    candidate, serving = target.candidate, _serving(this, target)
+    if target.required or candidate.nodes or candidate.expected or serving is not None:
+        return None
+    row = _row(target, EngineState.NO_NODE, Reason.NO_NODE, _GONE)
+    return TargetPlan(target, row, None, stalled=False)
 
 
 def _stored(this: _Pass, target: Target) -> TargetPlan | None:
@@ -248,13 +193,10 @@ def _unsupported(this: _Pass, target: Target) -> TargetPlan | None:
 
 
 def _no_node(this: _Pass, target: Target) -> TargetPlan | None:
-    if target.nodes:
+    lack = target.candidate.lack
+    if lack is None:
         return None
-    message = (
-        f"no node of architecture {target.architecture} that the engine's nodeSelector and"
-        " tolerations allow: the build starts when one joins"
-    )
-    row = _row(target, EngineState.NO_NODE, Reason.NO_NODE, message)
+    row = _row(target, EngineState.NO_NODE, lack.reason, lack.message)
     return TargetPlan(target, row, _serving(this, target), stalled=False)
 
 
@@ -276,17 +218,17 @@ def _cached(this: _Pass, target: Target, stored: StoredEngine) -> TargetPlan:
     if serving is not None and serving.key == manifest.key and serving.image != image:
         waits = not this.observation.may_roll_image
         image = serving.image if waits else image
-    row = EngineStatus(
-        key=manifest.key,
-        architecture=str(target.architecture),
-        state=EngineState.CACHED,
-        reason=Reason.CACHED,
+    sentences = [*manifest.warnings, *([_GONE] if target.candidate.gone else [])]
+    row = _row(
+        target,
+        EngineState.CACHED,
+        Reason.CACHED,
+        "; ".join(sentences),
         # What it differed in stays readable after the switch.
         changed=before.changed if before else [],
         size_bytes=manifest.size_bytes,
         build_seconds=round(sum(manifest.seconds.values())),
-        node_count=target.nodes,
-    )
+    ).model_copy(update={"key": manifest.key})
     switched = ServingStatus(
         architecture=str(target.architecture),
         key=manifest.key,
@@ -306,6 +248,7 @@ def _to_build(this: _Pass, target: Target) -> tuple[TargetPlan, Wish | None]:
         tries=engine.spec.build.attempts,
         request=engine.unhandled_request,
         edited=engine.generation != engine.status.observed_generation,
+        builders=frozenset(target.candidate.builders),
     )
     attempts = [a for a in this.observation.attempts if a.key == target.key]
     verdict = assess(ask, attempts, _previous_row(this, target), this.now)
@@ -369,9 +312,15 @@ def _row(
         state=state,
         reason=reason,
         message=message,
-        node_count=target.nodes,
+        node_count=target.candidate.nodes,
+        seen_time=_time(target.candidate.seen),
+        gone_time=_time(target.candidate.gone),
         **more,
     )
+
+
+def _time(moment: datetime | None) -> str | None:
+    return rfc3339(moment) if moment is not None else None
 
 
 def _previous_row(this: _Pass, target: Target) -> EngineStatus | None:
@@ -381,101 +330,3 @@ def _previous_row(this: _Pass, target: Target) -> EngineStatus | None:
 def _serving(this: _Pass, target: Target) -> ServingStatus | None:
     name = str(target.architecture)
     return next((row for row in this.engine.status.serving if row.architecture == name), None)
-
-
-def _desired(this: _Pass, plans: Iterable[TargetPlan]) -> list[Apply | ApplyDeployment]:
-    """Every object that ought to be. Services stand from the first pass on."""
-    options = this.engine.spec.serving
-    scaled = options.autoscaling
-    first = scaled.min_replicas if scaled else 1
-    initial = first if options.replicas is None else options.replicas
-    objects: list[Apply | ApplyDeployment] = []
-    architectures: list[Architecture] = []
-    for plan in plans:
-        row = plan.serving
-        if row is None:
-            continue
-        architectures.append(plan.target.architecture)
-        serving = Serving(
-            architecture=plan.target.architecture,
-            key=row.key,
-            manifest_digest=row.manifest_digest,
-            image=row.image,
-            scope_namespace=row.scope_namespace,
-            size_bytes=row.size_bytes,
-        )
-        objects.append(
-            ApplyDeployment(
-                deployment(this.engine, this.runtime.spec, serving, this.config), initial
-            )
-        )
-        if scaled:
-            objects.append(Apply(autoscaler(this.engine, scaled, plan.target.architecture)))
-    objects.extend(Apply(service) for service in services(this.engine, architectures))
-    return objects
-
-
-def _actions(this: _Pass, desired: Iterable[Apply | ApplyDeployment]) -> Iterable[Action]:
-    engine, children = this.engine, this.observation.children
-    replicas = engine.spec.serving.replicas
-    keep = set()
-    for action in desired:
-        identity = (action.object["kind"], action.object["metadata"]["name"])
-        keep.add(identity)
-        yield action
-        child = children.get(identity)
-        if not isinstance(action, ApplyDeployment) or not isinstance(child, Found):
-            continue
-        if replicas is not None and child.value["spec"].get("replicas") != replicas:
-            yield Scale(engine.namespace, identity[1], replicas)
-    for (kind, name), child in children.items():
-        if (kind, name) not in keep and isinstance(child, Found) and _owned(child.value, engine):
-            yield Delete(kind, engine.namespace, name, child.value["metadata"]["uid"])
-
-
-def _taken_name(this: _Pass, desired: Iterable[Apply | ApplyDeployment]) -> Problem | None:
-    """An object of a name that we need, but somebody else's, is not taken over."""
-    engine = this.engine
-    for action in desired:
-        kind, name = action.object["kind"], action.object["metadata"]["name"]
-        child = this.observation.children.get((kind, name))
-        if not isinstance(child, Found):
-            continue
-        if _owned(child.value, engine) or _orphaned(child.value, engine):
-            continue
-        place = f"{kind} {engine.namespace}/{name}"
-        if _leftover(child.value, engine):
-            return Problem(
-                Reason.NAME_TAKEN,
-                f"{place} of a deleted engine of this name is not gone yet",
-                stalled=False,
-                look_again=LEFTOVER_POLL,
-            )
-        return Problem(
-            Reason.NAME_TAKEN,
-            f"{place} exists and does not belong to this engine: rename the engine, or delete"
-            " that object",
-            look_again=UNWATCHED_POLL,
-        )
-    return None
-
-
-def _owned(obj: KubeObject, engine: Engine) -> bool:
-    references = obj["metadata"].get("ownerReferences", [])
-    return any(reference["uid"] == engine.uid for reference in references)
-
-
-def _leftover(obj: KubeObject, engine: Engine) -> bool:
-    """Of an engine of this name that was deleted a moment ago: the garbage collector comes."""
-    references = obj["metadata"].get("ownerReferences", [])
-    return any(
-        (reference["kind"], reference["name"]) == ("LLMEngine", engine.name)
-        for reference in references
-    )
-
-
-def _orphaned(obj: KubeObject, engine: Engine) -> bool:
-    """Left by an engine of this name that was deleted with --cascade=orphan: taken back."""
-    labels = obj["metadata"].get("labels", {})
-    ours = labels.get(Label.ENGINE) == engine.name and labels.items() >= MANAGED.items()
-    return ours and not obj["metadata"].get("ownerReferences")

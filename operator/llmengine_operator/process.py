@@ -261,14 +261,14 @@ class Process:
 
     def _deliver(self, kind: Kind, event: str | None, obj: Mapping[str, Any]) -> None:
         delivered = Delivered.of(obj, gone=event == "DELETED")
-        self._wake(kind, delivered)
+        self._wake(kind, delivered, None if delivered.gone else obj)
         self._deliveries.record(kind, obj["metadata"]["uid"], delivered)
 
-    def _wake(self, kind: Kind, delivered: Delivered) -> None:
+    def _wake(self, kind: Kind, delivered: Delivered, obj: Mapping[str, Any] | None = None) -> None:
         watched = self._config.watch_namespaces
         if kind == LLMENGINE and watched and delivered.namespace not in watched:
             return  # the builds namespace is watched for its Jobs
-        wake(self._passes.wake, kind, delivered)
+        wake(self._passes.wake, kind, delivered, obj)
 
     def _pass(self, key: Key) -> float | None:
         with logs.about(engine=_name(key)):

@@ -8,26 +8,28 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from llmengine.api.v1alpha1 import LLMEngineStatus
+from llmengine.api.v1alpha1 import Accelerator, LLMEngineStatus
 from llmengine_operator.apply import Applier
 from llmengine_operator.build_queue import BuildQueue
 from llmengine_operator.catalog import Catalog, EngineStore
 from llmengine_operator.conditions import ConditionType, Finding, find, set_conditions, summary
 from llmengine_operator.config import Config
-from llmengine_operator.kinds import LLMENGINE
+from llmengine_operator.decision import Decision
+from llmengine_operator.kinds import LLMENGINE, NODE
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import ConflictError, NotFoundError
 from llmengine_operator.labels import Annotation, Label
-from llmengine_operator.observation import Observation
+from llmengine_operator.node_book import NodeBook
+from llmengine_operator.observation import Found, Observation
 from llmengine_operator.observe import Observer
 from llmengine_operator.parse import parse_engine
-from llmengine_operator.plan import Decision, decide, remembered_keys
+from llmengine_operator.plan import decide, remembered_keys
 from llmengine_operator.reasons import Reason
 from llmengine_operator.report import report
 from llmengine_operator.rollout import image_rolls
@@ -43,6 +45,14 @@ BUILDS: Key = ("", "builds")
 # While a rollout runs its pods wake us; this is for what no watch tells.
 ROLLOUT_POLL_SECONDS = 30.0
 AT_ONCE = 0.0
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an engine was last seen to run with."""
+
+    runtime: str
+    accelerator: Accelerator | None
 
 
 def utc_now() -> datetime:
@@ -71,16 +81,23 @@ class Reconciler:
         self._gate = RolloutGate(config.rollouts.max_concurrent)
         self._queue = BuildQueue(kube, config)
         self._catalog = Catalog(store, config.store.conditional_writes, now)
+        self._nodes = NodeBook()
         self._observer = Observer(
-            kube, catalog=self._catalog, queue=self._queue, config=config, now=now
+            kube,
+            catalog=self._catalog,
+            queue=self._queue,
+            nodes=self._nodes,
+            config=config,
+            now=now,
         )
         self._applier = Applier(kube)
         self._status = StatusWriter(kube)
-        self.wake = Wake(self._queue, enqueue, self._known_engines)
-        self._runtimes: dict[Key, str] = {}
+        self.wake = Wake(self._queue, enqueue, self._nodes, self._known_engines)
+        self._runtimes: dict[Key, _Known] = {}
 
     def start(self) -> None:
         """Put every engine on the queue. Before that no Job can be called unwanted."""
+        self._nodes.load(lambda: self._kube.list(NODE))
         spaces: Iterable[str | None] = self._config.watch_namespaces or (None,)
         keys = [
             (obj["metadata"]["namespace"], obj["metadata"]["name"])
@@ -109,8 +126,8 @@ class Reconciler:
             if self._gate.seen(key):
                 self._next_rollout()
 
-    def _known_engines(self, runtime: str) -> list[Key]:
-        return [key for key, name in list(self._runtimes.items()) if name == runtime]
+    def _known_engines(self) -> dict[Key, _Known]:
+        return dict(self._runtimes)
 
     def _engine(self, key: Key) -> float | None:
         try:
@@ -126,8 +143,11 @@ class Reconciler:
         except ValidationError as error:
             self._invalid(obj, error)
             return None
-        self._runtimes[key] = engine.spec.runtime
+        self._runtimes[key] = _Known(engine.spec.runtime, None)
         observation = self._observer.observe(engine)
+        if isinstance(observation.runtime, Found):
+            accelerator = observation.runtime.value.spec.accelerator
+            self._runtimes[key] = _Known(engine.spec.runtime, accelerator)
         decision = self._decide(observation)
         if self._queue.tell(engine, decision):
             self._enqueue(BUILDS)
@@ -221,11 +241,13 @@ class Wake:
         self,
         queue: BuildQueue,
         enqueue: Callable[[Key], None],
-        engines_of_runtime: Callable[[str], Iterable[Key]],
+        nodes: NodeBook,
+        engines: Callable[[], Mapping[Key, _Known]],
     ) -> None:
         self._queue = queue
         self._enqueue = enqueue
-        self._engines_of_runtime = engines_of_runtime
+        self._nodes = nodes
+        self._engines = engines
 
     def engine(self, namespace: str, name: str) -> None:
         """An LLMEngine came, changed or went."""
@@ -233,8 +255,19 @@ class Wake:
 
     def runtime(self, name: str) -> None:
         """An EngineRuntime came, changed or went."""
-        for key in self._engines_of_runtime(name):
-            self._enqueue(key)
+        for key, known in self._engines().items():
+            if known.runtime == name:
+                self._enqueue(key)
+
+    def node(self, name: str, obj: Mapping[str, Any] | None) -> None:
+        """A node came, changed or, with None, went. Most changes concern nobody."""
+        before, after = self._nodes.tell(name, obj)
+        if before == after:
+            return
+        with_gpus = any(node is not None and node.offers_gpus for node in (before, after))
+        for key, known in self._engines().items():
+            if known.accelerator is Accelerator.CPU or (with_gpus and known.accelerator):
+                self._enqueue(key)
 
     def child(
         self,

@@ -9,11 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from llmengine.api.v1alpha1 import EngineState, LLMEngineStatus, ServingStatus, Summary
+from llmengine.api.v1alpha1 import (
+    EngineState,
+    LLMEngineStatus,
+    ServingStatus,
+    SkippedNodes,
+    Summary,
+)
 from llmengine.architecture import Architecture
 from llmengine_operator.conditions import ConditionType, Finding, set_conditions, summary
+from llmengine_operator.decision import Decision, TargetPlan
 from llmengine_operator.observation import Engine, Found, Observation
-from llmengine_operator.plan import Decision, TargetPlan
 from llmengine_operator.pods import is_ready
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import deployment_name
@@ -28,6 +34,11 @@ class _Part:
 
     plan: TargetPlan
     rollout: Rollout | None
+
+    @property
+    def settles(self) -> bool:
+        """Its architecture does not count yet."""
+        return self.plan.target.candidate.seen is not None
 
     @property
     def failed(self) -> bool:
@@ -53,15 +64,17 @@ def report(
         return _without_plans(observation, decision, problem, now)
     parts = [_part(plan, observation, applied) for plan in decision.plans]
     serving = [_serving_row(part) for part in parts if part.plan.serving is not None]
-    cached = sum(part.plan.row.state is EngineState.CACHED for part in parts)
+    serving += [_counted(row, observation) for row in decision.retiring]
+    counting = [part for part in parts if not part.settles]
+    cached = sum(part.plan.row.state is EngineState.CACHED for part in counting)
     findings = [
         *_ready(engine, parts, problem),
         _available(serving),
-        _built(parts),
+        _built(counting or parts),
     ]
     return _status(observation, decision, findings, now).model_copy(
         update={
-            "summary": Summary(engines=f"{cached}/{len(parts)}", replicas=_replicas(serving)),
+            "summary": Summary(engines=f"{cached}/{len(counting)}", replicas=_replicas(serving)),
             "engines": [part.plan.row for part in parts],
             "serving": serving,
         }
@@ -114,6 +127,10 @@ def _status(
         last_handled_request=decision.handled_request,
         url=url(engine),
         conditions=set_conditions(engine.status.conditions, findings, engine.generation, now),
+        skipped_nodes=[
+            SkippedNodes(reason=skipped.reason, count=skipped.count, message=skipped.message)
+            for skipped in decision.skipped
+        ],
     )
 
 
@@ -147,7 +164,9 @@ def _deciding(parts: Sequence[_Part]) -> Sequence[_Part]:
     if any(part.plan.target.required for part in parts):
         return parts
     able = [
-        part for part in parts if not part.failed and part.plan.row.state is not EngineState.NO_NODE
+        part
+        for part in parts
+        if not part.failed and not part.settles and part.plan.target.candidate.nodes > 0
     ]
     return able or parts
 

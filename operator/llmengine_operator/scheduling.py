@@ -5,29 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llmengine.api.schema import Toleration
-from llmengine.api.v1alpha1 import PodDefaults
+from llmengine.api.v1alpha1 import Accelerator, EngineRuntimeSpec
+from llmengine_operator.labels import GPU
 from llmengine_operator.observation import Node, Taint
 
-# The kubelet and the node controller put these on and take them off: a node that is not ready
-# for a minute keeps its architecture.
-_PASSING_TAINTS = "node.kubernetes.io/"
+_GPU_NODES = Toleration(key=GPU, operator="Exists")
+
+
+def accepted_taints(
+    runtime: EngineRuntimeSpec, tolerations: Sequence[Toleration]
+) -> list[Toleration]:
+    """The tolerations of a pod: its runtime's, its own, and for a GPU that of GPU nodes, whose
+    taint keeps off those who need none.
+    """
+    by_convention = [_GPU_NODES] if runtime.accelerator is Accelerator.NVIDIA else []
+    return [*by_convention, *runtime.pod_defaults.tolerations, *tolerations]
 
 
 def allows(
     node: Node,
     selector: Mapping[str, str],
     tolerations: Sequence[Toleration],
-    defaults: PodDefaults,
+    runtime: EngineRuntimeSpec,
 ) -> bool:
     """Whether a pod with these constraints, and its runtime's, may run on this node."""
-    wanted = {**selector, **defaults.node_selector}
-    if any(node.labels.get(key) != value for key, value in wanted.items()):
-        return False
-    accepted = [*defaults.tolerations, *tolerations]
+    for wanted in (selector, runtime.pod_defaults.node_selector):
+        if any(node.labels.get(key) != value for key, value in wanted.items()):
+            return False
+    if not node.taints:
+        return True
+    accepted = accepted_taints(runtime, tolerations)
     return all(
         any(_tolerates(toleration, taint) for toleration in accepted)
         for taint in node.taints
-        if taint.effect != "PreferNoSchedule" and not taint.key.startswith(_PASSING_TAINTS)
+        if taint.effect != "PreferNoSchedule"
     )
 
 

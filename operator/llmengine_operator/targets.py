@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from llmengine.api.schema import Resources
-from llmengine.api.v1alpha1 import Accelerator
 from llmengine.architecture import Architecture
 from llmengine.capability import unsupported
 from llmengine.key import CLUSTER, Factor, Scope, engine_factors, readable_keys
+from llmengine_operator.architectures import Candidate, Landscape, Skipped, choose
 from llmengine_operator.config import Config, ModelEndpoint
+from llmengine_operator.labels import GPU
 from llmengine_operator.observation import (
     Engine,
     Found,
@@ -25,7 +26,6 @@ from llmengine_operator.observation import (
     Unreadable,
 )
 from llmengine_operator.reasons import Reason
-from llmengine_operator.scheduling import allows
 
 # Claims and Services are not watched: what is done about them is noticed by looking.
 UNWATCHED_POLL = timedelta(seconds=30)
@@ -52,17 +52,23 @@ class Target:
     `unsupported` is a sentence when this architecture can never be built as asked.
     """
 
-    architecture: Architecture
-    required: bool
+    candidate: Candidate
     factors: Mapping[str, Factor]
     keys: tuple[str, ...]
     scope: Scope
-    nodes: int
     unsupported: str = ""
 
     @property
     def key(self) -> str:
         return self.keys[0]
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.candidate.architecture
+
+    @property
+    def required(self) -> bool:
+        return self.candidate.required
 
 
 def claim_name(uri: str) -> str:
@@ -83,6 +89,8 @@ def targets(
     nodes: Sequence[Node],
     claim: Read[str] | None,
     config: Config,
+    *,
+    now: datetime,
 ) -> tuple[Target, ...] | Problem:
     """The targets of an engine, in order of architecture; or why there are none."""
     if not isinstance(runtime, Found):
@@ -100,38 +108,40 @@ def targets(
         return scope
     if (conflict := _conflict(engine, runtime.value)) is not None:
         return conflict
-    spec = runtime.value.spec
-    serving = engine.spec.serving
-    allowed = [
-        node
-        for node in nodes
-        if allows(node, serving.node_selector, serving.tolerations, spec.pod_defaults)
-    ]
-    wanted = _architectures(engine, spec.accelerator, allowed)
-    if not wanted:
-        return Problem(
-            Reason.NO_NODE,
-            f"no node has an architecture for accelerator {spec.accelerator}"
-            " that the nodeSelectors and tolerations of the engine and its runtime allow",
-            stalled=False,
-        )
+    landscape = Landscape(engine, runtime.value, nodes, config)
+    candidates = choose(landscape, engine, now)
+    if not candidates:
+        return _nowhere(runtime.value, landscape)
     endpoint_name = endpoint.name if endpoint else None
     return tuple(
-        _target(
-            engine, runtime.value, architecture, endpoint=endpoint_name, scope=scope, nodes=allowed
-        )
-        for architecture in wanted
+        _target(engine, runtime.value, candidate, endpoint=endpoint_name, scope=scope)
+        for candidate in candidates
+    )
+
+
+def skipped_nodes(
+    engine: Engine, runtime: Read[Runtime], nodes: Sequence[Node], config: Config
+) -> tuple[Skipped, ...]:
+    """Nodes that the engine could have used, and why it cannot."""
+    if not isinstance(runtime, Found):
+        return ()
+    return Landscape(engine, runtime.value, nodes, config).skipped()
+
+
+def _nowhere(runtime: Runtime, landscape: Landscape) -> Problem:
+    accelerator = runtime.spec.accelerator
+    reasons = [skipped.message for skipped in landscape.skipped()]
+    why = f": {'; '.join(reasons)}" if reasons else ""
+    return Problem(
+        Reason.NO_NODE,
+        f"no node has an architecture for accelerator {accelerator} that the nodeSelectors and"
+        f" tolerations of the engine and its runtime allow{why}",
+        stalled=False,
     )
 
 
 def _target(
-    engine: Engine,
-    runtime: Runtime,
-    architecture: Architecture,
-    *,
-    endpoint: str | None,
-    scope: Scope,
-    nodes: Sequence[Node],
+    engine: Engine, runtime: Runtime, candidate: Candidate, *, endpoint: str | None, scope: Scope
 ) -> Target:
     factors = engine_factors(
         backend=runtime.spec.backend,
@@ -141,16 +151,29 @@ def _target(
         endpoint=endpoint,
         scope=scope,
         options=engine.spec.engine,
-        architecture=architecture,
+        architecture=candidate.architecture,
     )
     return Target(
-        architecture=architecture,
-        required=engine.spec.architectures is not None,
+        candidate=candidate,
         factors=factors,
         keys=tuple(readable_keys(factors)),
         scope=scope,
-        nodes=sum(node.architecture == architecture for node in nodes),
-        unsupported=unsupported(runtime.spec.backend, architecture, engine.spec.engine) or "",
+        unsupported=_unsupported(engine, runtime, candidate.architecture) or "",
+    )
+
+
+def _unsupported(engine: Engine, runtime: Runtime, architecture: Architecture) -> str | None:
+    """What the backend cannot compile, or the runtime's admin has ruled out."""
+    spec = runtime.spec
+    if sentence := unsupported(spec.backend, architecture, engine.spec.engine):
+        return sentence
+    capability = architecture.compute_capability
+    if capability is None or spec.knows(capability):
+        return None
+    known = ", ".join(spec.compute_capabilities or ())
+    return (
+        f'EngineRuntime "{runtime.name}" is for {known}, and {architecture} is not among them: use'
+        " another runtime for it, or leave it out with spec.architectures"
     )
 
 
@@ -179,6 +202,8 @@ def _conflict(engine: Engine, runtime: Runtime) -> Problem | None:
                     f"spec.{part}.nodeSelector wants {label}={value}, but EngineRuntime"
                     f' "{runtime.name}" wants {label}={given}: remove it, or take another runtime',
                 )
+    if (gpus := _gpu_count(engine)) is not None:
+        return gpus
     asked = engine.spec.serving.resources or defaults.serving_resources
     if engine.spec.serving.autoscaling and not _requests_cpu(asked):
         return Problem(
@@ -186,6 +211,20 @@ def _conflict(engine: Engine, runtime: Runtime) -> Problem | None:
             "spec.serving.autoscaling scales on CPU utilization, a share of what pods request:"
             " set spec.serving.resources.requests.cpu",
         )
+    return None
+
+
+def _gpu_count(engine: Engine) -> Problem | None:
+    """The operator asks for the one GPU that an engine uses; more would lie idle."""
+    parts = ("build", engine.spec.build.resources), ("serving", engine.spec.serving.resources)
+    for part, resources in parts:
+        asked = {**resources.requests, **resources.limits} if resources else {}
+        if any(name == GPU and str(count) != "1" for name, count in asked.items()):
+            return Problem(
+                Reason.GPU_COUNT_UNSUPPORTED,
+                f"spec.{part}.resources asks for {asked[GPU]} of {GPU}, and an engine uses one"
+                " GPU, which is asked for without it: remove it",
+            )
     return None
 
 
@@ -213,15 +252,3 @@ def _scope(engine: Engine, claim: Read[str] | None, config: Config) -> Scope | P
     if model.uri.startswith("s3://") and not model.uri.startswith(config.models.shared):
         return Scope(engine.namespace)
     return CLUSTER
-
-
-def _architectures(
-    engine: Engine, accelerator: Accelerator, nodes: Sequence[Node]
-) -> list[Architecture]:
-    if engine.spec.architectures is not None:
-        return sorted({Architecture.parse(text) for text in engine.spec.architectures}, key=str)
-    wants_cpu = accelerator is Accelerator.CPU
-    seen = {node.architecture for node in nodes if node.architecture.is_cpu == wants_cpu}
-    # What serves stays wanted while its nodes are away: a node pool may be at zero for an hour.
-    served = {Architecture.parse(row.architecture) for row in engine.status.serving}
-    return sorted(seen | served, key=str)

@@ -22,6 +22,8 @@ models:
   {{- end }}
   shared: {{ .Values.models.shared | toJson }}
   hfEndpoint: {{ .Values.models.hfEndpoint | quote }}
+architectures:
+  expected: {{ .Values.architectures.expected | toJson }}
 builds:
   namespace: {{ .Values.builds.namespace }}
   maxConcurrent: {{ .Values.builds.maxConcurrent | int }}

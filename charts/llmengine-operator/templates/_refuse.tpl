@@ -8,7 +8,7 @@
 {{- fail "store.bucket is missing: give the bucket that keeps the engines" -}}
 {{- end -}}
 {{- range $name, $runtime := $values.runtimes -}}
-{{- if and $runtime (not $runtime.image.repository) -}}
+{{- if and $runtime (ne (toString $runtime.enabled) "false") (not $runtime.image.repository) -}}
 {{- fail (printf "runtimes.%s.image.repository is missing: give the image that was built from builder_image/Dockerfile, or leave the runtime out by setting it to null" $name) -}}
 {{- end -}}
 {{- end -}}
@@ -68,4 +68,4 @@
 {{- end -}}
 {{- end -}}
 
-{{- define "llmengine.schemaRevision" -}}1{{- end -}}
+{{- define "llmengine.schemaRevision" -}}2{{- end -}}

@@ -72,10 +72,10 @@
 - apiGroups: [llmengine.io]
   resources: [engineruntimes]
   verbs: [get, list, watch]
-# Which architectures there are is in the labels of nodes.
+# Which architectures there are is in the labels of nodes, which come, go and change.
 - apiGroups: [""]
   resources: [nodes]
-  verbs: [list]
+  verbs: [list, watch]
 # An operator that is newer than the kinds says so and ends, instead of losing fields in silence.
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]

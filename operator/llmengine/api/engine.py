@@ -316,6 +316,25 @@ class ServingOptions(ApiModel):
 class LLMEngineSpec(ApiModel):
     """What a user asks for."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.architectures) || self.engine.portability != 'Device'"
+                " || self.architectures.all(a, !a.startsWith('sm_') || a.contains('/'))",
+                "with engine.portability Device, which is the default, a GPU is named with its"
+                " device, such as sm_90/NVIDIA-H100-80GB-HBM3",
+                field="architectures",
+            ),
+            cel(
+                "!has(self.architectures) || self.engine.portability != 'ComputeCapability'"
+                " || self.architectures.all(a, !a.contains('/'))",
+                "with engine.portability ComputeCapability an engine is for every GPU of a compute"
+                " capability: name it without a device, such as sm_90",
+                field="architectures",
+            ),
+        )
+    )
+
     runtime: Name = Field(
         description="Name of the EngineRuntime that builds and serves.",
         json_schema_extra=sentence(

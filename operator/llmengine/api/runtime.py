@@ -146,6 +146,18 @@ class PodDefaults(ApiModel):
     )
 
 
+ComputeCapabilities = Annotated[
+    str,
+    StringConstraints(max_length=8),
+    Field(
+        json_schema_extra=matching(
+            "^sm_[1-9][0-9]{1,2}[+]?$",
+            "not a compute capability: write one such as sm_90, or sm_80+ for it and all above",
+        )
+    ),
+]
+
+
 class EngineRuntimeSpec(ApiModel):
     """A backend in one version, and the image that builds and serves with it."""
 
@@ -168,6 +180,15 @@ class EngineRuntimeSpec(ApiModel):
                     reason="FieldValueForbidden",
                 )
                 for field in ("backend", "version", "accelerator")
+            ),
+            *(
+                cel(
+                    f"!has(self.{field}) || !has(self.accelerator) || self.accelerator != 'cpu'",
+                    "is for GPUs, and accelerator is cpu: remove it",
+                    field=field,
+                    reason="FieldValueForbidden",
+                )
+                for field in ("computeCapabilities", "minimumDriver")
             ),
         )
     )
@@ -193,4 +214,44 @@ class EngineRuntimeSpec(ApiModel):
             "name the image that builds and serves: give image.repository and image.tag"
         )
     )
+    compute_capabilities: list[ComputeCapabilities] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="GPUs that the image's libraries know, such as [sm_80+] or [sm_80, sm_90]."
+        " Unset: all that the backend knows.",
+        json_schema_extra=SET,
+    )
+    minimum_driver: Annotated[str, StringConstraints(max_length=31)] | None = Field(
+        default=None,
+        description="The oldest NVIDIA driver that the image's CUDA runs with, such as 550.54.15."
+        " Nodes with an older one, or with none in their labels, are left out.",
+        json_schema_extra=matching(
+            r"^[0-9]{1,5}(\.[0-9]{1,5}){0,2}$",
+            "not the version of a driver: write one such as 550, 550.54 or 550.54.15",
+        ),
+    )
+    runtime_class_name: Name | None = Field(
+        default=None,
+        description="RuntimeClass of the pods, such as nvidia, where it is not the nodes' default.",
+    )
     pod_defaults: PodDefaults = Field(default_factory=PodDefaults)
+
+    def knows(self, compute_capability: tuple[int, int]) -> bool:
+        """Whether `compute_capabilities` has this one; unset, it has all."""
+        if self.compute_capabilities is None:
+            return True
+        for text in self.compute_capabilities:
+            digits = text.removeprefix("sm_").removesuffix("+")
+            given = (int(digits[:-1]), int(digits[-1]))
+            if compute_capability == given or (text.endswith("+") and compute_capability > given):
+                return True
+        return False
+
+    @property
+    def driver(self) -> tuple[int, int, int] | None:
+        """`minimum_driver` as numbers: major, minor, revision."""
+        if self.minimum_driver is None:
+            return None
+        major, minor, revision = [*map(int, self.minimum_driver.split(".")), 0, 0][:3]
+        return major, minor, revision

@@ -55,7 +55,18 @@ class EngineStatus(ApiModel):
     last_failure_time: _Time | None = Field(
         default=None, description="When the newest failed build ended, in RFC 3339."
     )
-    node_count: int = Field(default=0, description="Nodes of this architecture.")
+    node_count: int = Field(
+        default=0, description="Nodes of this architecture that may serve the engine."
+    )
+    seen_time: _Time | None = Field(
+        default=None,
+        description="Since when this architecture, which is new, has nodes, in RFC 3339; gone once"
+        " it counts.",
+    )
+    gone_time: _Time | None = Field(
+        default=None,
+        description="Since when this architecture has neither a node nor a ready pod, in RFC 3339.",
+    )
     progress: Progress | None = None
 
 
@@ -76,6 +87,14 @@ class ServingStatus(ApiModel):
     size_bytes: int = Field(default=0, description="Bytes that a pod fetches.")
     replicas: int = Field(default=0, description="Pods that are wanted.")
     ready_replicas: int = Field(default=0, description="Pods that answer.")
+
+
+class SkippedNodes(ApiModel):
+    """Nodes that might serve the engine, were it not for one reason."""
+
+    reason: Word = Field(description="Why, in one CamelCase word.")
+    count: int = Field(description="How many nodes.")
+    message: Text = Field(description="Which nodes, why, and what to do.")
 
 
 class Summary(ApiModel):
@@ -116,6 +135,12 @@ class LLMEngineStatus(ApiModel):
         max_length=64,
         description="The engines that the spec asks for.",
         json_schema_extra=keyed_by("key", "architecture"),
+    )
+    skipped_nodes: list[SkippedNodes] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Nodes that the engine's selectors allow, but that cannot run it.",
+        json_schema_extra=keyed_by("reason"),
     )
     serving: list[ServingStatus] = Field(
         default_factory=list,

@@ -20,6 +20,7 @@ from llmengine_operator.resources.pod import (
     owner_reference,
     pod_spec,
     resources_or,
+    with_gpu,
 )
 from llmengine_operator.targets import Target, claim_name, model_endpoint
 
@@ -80,12 +81,11 @@ def build_job(order: Order, config: Config) -> dict[str, Any]:
         "annotations": {**defaults.annotations, Annotation.KEY: target.key},
     }
     pod = pod_spec(
-        defaults,
+        order.runtime.spec,
         target.architecture,
         node_selector=build.node_selector,
         tolerations=build.tolerations,
         priority_class_name=build.priority_class_name,
-        pull_secrets=order.runtime.spec.image.pull_secrets,
     )
     pod |= {
         "restartPolicy": "Never",
@@ -168,13 +168,22 @@ def _container(order: Order, config: Config, job: str) -> dict[str, Any]:
             *env_from("STORE_", store_secret),
             *env_from("MODEL_", _model_secret(order, config)),
         ],
-        "resources": resources_or(
-            engine.spec.build.resources, runtime.pod_defaults.build_resources
-        ),
+        "resources": with_gpu(_with_disk(order), order.target.architecture),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
+
+
+def _with_disk(order: Order) -> dict[str, Any]:
+    """The node must have the scratch disk free, where it is the node's own."""
+    build = order.engine.spec.build
+    resources = resources_or(build.resources, order.runtime.spec.pod_defaults.build_resources)
+    scratch = build.scratch
+    if scratch is None or scratch.size is None or scratch.storage_class_name is not None:
+        return resources
+    requests = {"ephemeral-storage": scratch.size, **resources.get("requests", {})}
+    return {**resources, "requests": requests}
 
 
 def _model_secret(order: Order, config: Config) -> str | None:

@@ -19,6 +19,7 @@ from llmengine_operator.resources.pod import (
     owner_reference,
     pod_spec,
     resources_or,
+    with_gpu,
 )
 
 HTTP, GRPC, METRICS = 8000, 8001, 8002
@@ -68,12 +69,11 @@ def deployment(
     meta["ownerReferences"] = [owner_reference(engine)]
     meta["annotations"] = {Annotation.KEY: serving.key}
     pod = pod_spec(
-        defaults,
+        runtime,
         serving.architecture,
         node_selector=options.node_selector,
         tolerations=options.tolerations,
         priority_class_name=options.priority_class_name,
-        pull_secrets=runtime.image.pull_secrets,
     )
     pod |= {
         "terminationGracePeriodSeconds": options.termination_grace_period_seconds,
@@ -172,7 +172,7 @@ def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dic
             "terminationGracePeriodSeconds": 10,
         },
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        "resources": _with_disk(engine, runtime, serving),
+        "resources": with_gpu(_with_disk(engine, runtime, serving), serving.architecture),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [

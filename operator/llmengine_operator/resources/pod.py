@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmengine.api.schema import ApiModel, Resources, Toleration
-from llmengine.api.v1alpha1 import API_VERSION, PodDefaults
+from llmengine.api.v1alpha1 import API_VERSION, EngineRuntimeSpec, PodDefaults
 from llmengine.architecture import Architecture
-from llmengine_operator.labels import MANAGED
+from llmengine_operator.labels import GPU, MANAGED
 from llmengine_operator.observation import Engine
+from llmengine_operator.resources.placement import place
+from llmengine_operator.scheduling import accepted_taints
 
 # The image's user. Volumes are given to its group.
 USER = 65532
@@ -55,15 +57,15 @@ def container_security() -> dict[str, Any]:
 
 
 def pod_spec(
-    defaults: PodDefaults,
+    runtime: EngineRuntimeSpec,
     architecture: Architecture,
     *,
     node_selector: Mapping[str, str],
     tolerations: Sequence[Toleration],
     priority_class_name: str | None,
-    pull_secrets: Sequence[str],
 ) -> dict[str, Any]:
     """A pod's spec without containers and volumes, on nodes of `architecture`."""
+    defaults = runtime.pod_defaults
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -75,18 +77,16 @@ def pod_spec(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "nodeSelector": {
-            **node_selector,
-            **defaults.node_selector,
-            "kubernetes.io/arch": architecture.cpu,
-        },
+        **place(runtime, architecture, {**node_selector, **defaults.node_selector}),
     }
-    if accepted := [*defaults.tolerations, *tolerations]:
+    if accepted := accepted_taints(runtime, tolerations):
         spec["tolerations"] = [wire(toleration) for toleration in accepted]
     if priority_class_name:
         spec["priorityClassName"] = priority_class_name
-    if pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in pull_secrets]
+    if runtime.image.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in runtime.image.pull_secrets]
+    if runtime.runtime_class_name:
+        spec["runtimeClassName"] = runtime.runtime_class_name
     if defaults.service_account_name:
         spec["serviceAccountName"] = defaults.service_account_name
     return spec
@@ -107,6 +107,13 @@ def resources_or(chosen: Resources | None, default: Resources | None) -> dict[st
     """The user's requests and limits, else the runtime's, else none."""
     picked = chosen or default
     return wire(picked) if picked else {}
+
+
+def with_gpu(resources: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """The same with one GPU where the architecture is one. A limit is a request, too."""
+    if architecture.is_cpu:
+        return resources
+    return {**resources, "limits": {**resources.get("limits", {}), GPU: "1"}}
 
 
 def wire(model: ApiModel) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llmengine.api.v1alpha1 import SCHEMA_REVISION_ANNOTATION
+from llmengine.api.v1alpha1 import SCHEMA_REVISION, SCHEMA_REVISION_ANNOTATION
 from tests.cluster.cluster import Cluster
 from tests.cluster.waiting import wait_for
 from tests.contract.charts.alternatives import everything
@@ -22,6 +22,7 @@ from tests.contract.charts.helm import CHARTS, CRDS, MINIMAL, OPERATOR, Helm, He
 pytestmark = pytest.mark.controlplane
 
 SYSTEM = "llmengine-system"
+NEWER = str(SCHEMA_REVISION + 1)
 KINDS = ("llmengines.llmengine.io", "engineruntimes.llmengine.io")
 ENGINE = {
     "apiVersion": "llmengine.io/v1alpha1",
@@ -228,7 +229,7 @@ def test_an_upgrade_of_the_kinds_reaches_the_cluster(
     shutil.copytree(CRDS, newer)
     template = newer / "templates" / f"{KINDS[0]}.yaml"
     crd = yaml.safe_load(template.read_text())
-    crd["metadata"]["annotations"][SCHEMA_REVISION_ANNOTATION] = "2"
+    crd["metadata"]["annotations"][SCHEMA_REVISION_ANNOTATION] = NEWER
     spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     spec["properties"]["novel"] = {"type": "string"}
     template.write_text(yaml.safe_dump(crd))
@@ -236,7 +237,7 @@ def test_an_upgrade_of_the_kinds_reaches_the_cluster(
     live = chart_cluster.api.get(
         f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{KINDS[0]}"
     )
-    assert live["metadata"]["annotations"][SCHEMA_REVISION_ANNOTATION] == "2"
+    assert live["metadata"]["annotations"][SCHEMA_REVISION_ANNOTATION] == NEWER
     assert "novel" in str(live["spec"])
 
 

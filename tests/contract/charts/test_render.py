@@ -205,6 +205,21 @@ def test_runtimes_are_rendered_and_outlive_the_values(helm: Helm) -> None:
         "digest": DIGEST,
         "pullPolicy": "IfNotPresent",
     }
+    for_gpus = ("computeCapabilities", "minimumDriver", "runtimeClassName")
+    assert [gpu["spec"][field] for field in for_gpus] == [["sm_80+"], "550.54", "nvidia"]
+
+
+def test_the_runtime_for_gpus_is_made_when_it_is_enabled_and_has_an_image(helm: Helm) -> None:
+    name = "tensorrt-10.6.0"
+    runtimes = of_kind(helm.render(OPERATOR, MINIMAL), "EngineRuntime")
+    assert [runtime["metadata"]["name"] for runtime in runtimes] == ["onnxruntime-1.32.0"]
+    image = {"repository": "registry.test/tensorrt"}
+    enabled = merged(MINIMAL, {"runtimes": {name: {"enabled": True, "image": image}}})
+    spec = find(helm.render(OPERATOR, enabled), "EngineRuntime", name)["spec"]
+    assert (spec["backend"], spec["accelerator"]) == ("tensorrt", "nvidia")
+    assert "sm_90" in spec["computeCapabilities"]
+    assert spec["minimumDriver"] == "525.60.13"
+    assert "runtimeClassName" not in spec
 
 
 def test_a_runtime_is_left_out_by_null(helm: Helm) -> None:

@@ -39,6 +39,9 @@ class SaidWake:
     def runtime(self, name: str) -> None:
         say(wake="EngineRuntime", name=name)
 
+    def node(self, name: str, obj: Mapping[str, Any] | None) -> None:
+        say(wake="Node", name=name)
+
     def child(
         self,
         kind: str,

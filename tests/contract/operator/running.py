@@ -116,7 +116,7 @@ class LiveOperator:
         watched = self.config.watch_namespaces
         if kind == LLMENGINE and watched and delivered.namespace not in watched:
             return
-        wake(self.reconciler.wake, kind, delivered)
+        wake(self.reconciler.wake, kind, delivered, None if delivered.gone else obj)
 
 
 class Stepper:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from llmengine_operator.apply import REPLICAS_MANAGER, Applier, _stamped
+from llmengine_operator.decision import Apply, ApplyDeployment
 from llmengine_operator.kinds import Kind
 from llmengine_operator.kube import FIELD_MANAGER, KubeObject
 from llmengine_operator.kube_errors import ConflictError
 from llmengine_operator.observation import Found
-from llmengine_operator.plan import Apply, ApplyDeployment
 from tests.unit.operator.world import World, as_observed
 from tests.unit.operator_edge.fake_kube import FakeKube
 

@@ -11,9 +11,9 @@ import pytest
 from llmengine_operator.attempts import read_attempt
 from llmengine_operator.build_queue import WAITING_POLL, BuildQueue
 from llmengine_operator.config import BuildsConfig
+from llmengine_operator.decision import UNKNOWN_OPTIONS
 from llmengine_operator.kinds import JOB, POD
 from llmengine_operator.observation import Found
-from llmengine_operator.plan import UNKNOWN_OPTIONS
 from tests.unit.operator.job_kube import JobKube
 from tests.unit.operator.world import CONFIG, NOW, World, make_runtime, seconds
 

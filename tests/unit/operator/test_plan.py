@@ -9,6 +9,7 @@ import pytest
 
 from llmengine.api.v1alpha1 import LLMEngineStatus
 from llmengine_operator.conditions import ConditionType, find
+from llmengine_operator.decision import ApplyDeployment, Delete, Scale
 from llmengine_operator.labels import MANAGED, Label
 from llmengine_operator.observation import (
     AttemptState,
@@ -18,7 +19,6 @@ from llmengine_operator.observation import (
     Unreadable,
     Verdict,
 )
-from llmengine_operator.plan import ApplyDeployment, Delete, Scale
 from llmengine_operator.report import report
 from llmengine_operator.resources.build_job import build_job
 from tests.unit.operator.world import (
@@ -226,7 +226,7 @@ def test_an_engine_for_which_there_is_no_node_wants_nothing_of_others() -> None:
 
 
 def test_a_backend_that_this_release_lacks_is_named() -> None:
-    runtime = make_runtime(backend="tensorrt", version="10.6.0", accelerator="nvidia")
+    runtime = make_runtime(backend="tensorrtllm", version="1.2.1", accelerator="nvidia")
     world = World(architectures=["sm_90/NVIDIA-H100-80GB-HBM3"]).but(runtime=Found(runtime))
     world.but(manifests={world.target.key: NotFound()})
     status = status_of(world)
@@ -263,13 +263,12 @@ def test_a_tainted_node_counts_only_for_those_who_tolerate_it() -> None:
     node = make_node(taints=(Taint("gpu", "yes", "NoSchedule"),))
     world = World().but(nodes=(node,))
     assert conditions(status_of(world))["Reconciling"] == ("True", "NoNode")
-    world.with_spec(serving={"tolerations": [{"key": "gpu", "operator": "Exists"}]})
+    tolerant = {"tolerations": [{"key": "gpu", "operator": "Exists"}]}
+    world.with_spec(serving=tolerant)
+    assert not world.decide().wishes
+    assert "spec.build.nodeSelector and tolerations" in message(status_of(world))
+    world.with_spec(serving=tolerant, build=tolerant)
     assert world.decide().wishes
-
-
-def test_a_node_that_is_not_ready_for_a_minute_keeps_its_architecture() -> None:
-    node = make_node(taints=(Taint("node.kubernetes.io/not-ready", "", "NoExecute"),))
-    assert World().but(nodes=(node,)).decide().wishes
 
 
 def test_a_model_with_a_secret_is_built_in_its_own_namespace_and_shared_with_nobody() -> None:
@@ -523,11 +522,18 @@ def test_an_unchanged_engine_has_an_unchanged_status() -> None:
     assert status_of(world) == world.observation.engine.status
 
 
-def test_an_architecture_taken_off_the_spec_loses_its_deployment() -> None:
+def test_an_architecture_taken_off_the_spec_serves_until_those_on_it_do() -> None:
     world = World().cached().serving()
     world.with_spec(architectures=["arm64"]).but(nodes=(make_node(), make_node("n2", "arm64")))
     world.but(manifests={**world.observation.manifests, world.target.key: NotFound()})
+    assert not [a for a in world.decide().actions if isinstance(a, Delete)]
+    assert [row.architecture for row in status_of(world).serving] == ["amd64"]
+    assert conditions(status_of(world))["Available"] == ("True", "Serving")
+    old = dict(world.observation.children)
+    world.cached().serving()
+    world.but(children={**world.observation.children, **old})
     assert "chat-amd64" in {a.name for a in world.decide().actions if isinstance(a, Delete)}
+    assert [row.architecture for row in status_of(world).serving] == ["arm64"]
 
 
 def test_status_never_holds_reconciling_and_stalled_together() -> None:

@@ -11,6 +11,7 @@ from llmengine.api.v1alpha1 import EngineRuntimeSpec, LLMEngineSpec, LLMEngineSt
 from llmengine.architecture import Architecture
 from llmengine.artifact import Cache, Device, File, Limits, Manifest, Verification, digest_of
 from llmengine_operator.config import Config
+from llmengine_operator.decision import ApplyDeployment, Decision
 from llmengine_operator.observation import (
     Attempt,
     AttemptState,
@@ -24,7 +25,7 @@ from llmengine_operator.observation import (
     Taint,
     Verdict,
 )
-from llmengine_operator.plan import ApplyDeployment, Decision, decide
+from llmengine_operator.plan import decide
 from llmengine_operator.targets import Problem, Target, targets
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -88,7 +89,9 @@ def make_node(
     labels: Mapping[str, str] | None = None,
     taints: tuple[Taint, ...] = (),
 ) -> Node:
-    return Node(name, Architecture.parse(architecture), labels or {}, taints)
+    return Node(
+        name, Architecture.parse(architecture), labels or {}, NOW - seconds(3600), taints=taints
+    )
 
 
 def make_stored(key: str, factors: Mapping[str, str | int]) -> StoredEngine:
@@ -129,7 +132,7 @@ class World:
 
     def _targets(self) -> tuple[Target, ...]:
         o = self.observation
-        found = targets(o.engine, o.runtime, o.nodes, o.claim, CONFIG)
+        found = targets(o.engine, o.runtime, o.nodes, o.claim, CONFIG, now=NOW)
         return () if isinstance(found, Problem) else found
 
     def _keys(self) -> list[str]:
