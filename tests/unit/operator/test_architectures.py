@@ -17,7 +17,7 @@ from tests.unit.operator.gpu_nodes import A10, H100, H100_PCIE, L4, T4, gpu_node
 from tests.unit.operator.world import CONFIG, NOW, make_engine, make_node, make_runtime, seconds
 
 HOUR = timedelta(hours=1)
-ANY_DEVICE = {"engine": {"portability": "ComputeCapability"}}
+ANY_DEVICE: dict[str, Any] = {"engine": {"portability": "ComputeCapability"}}
 MIXED = [
     gpu_node("a", H100),
     gpu_node("b", L4),
