@@ -7,7 +7,7 @@ rows of the engine's status.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -218,7 +218,7 @@ def choose(landscape: Landscape, engine: Engine, now: datetime) -> tuple[Candida
     ready = {
         Architecture.parse(row.architecture): row.ready_replicas for row in engine.status.serving
     }
-    known = {a for a, row in rows.items() if row.seen_time is None} | ready.keys()
+    known = _known(rows, ready.keys())
     # A new spec takes at once what is there; who has just been seen may be gone in a minute.
     edited = engine.generation != engine.status.observed_generation
     found = [
@@ -226,7 +226,7 @@ def choose(landscape: Landscape, engine: Engine, now: datetime) -> tuple[Candida
             landscape,
             architecture,
             seen=None
-            if architecture in known
+            if architecture in known | landscape.may_come
             or architecture not in landscape.servers
             or architecture.is_cpu  # told by the node's own kubelet, once and for all
             else _settling(landscape.servers[architecture], rows.get(architecture), edited, now),
@@ -254,6 +254,22 @@ def choose(landscape: Landscape, engine: Engine, now: datetime) -> tuple[Candida
     # An engine for nothing at all would lose even what may come back.
     kept = [*found, *lasting] or absent
     return tuple(sorted(kept, key=lambda c: c.architecture))
+
+
+def _known(
+    rows: Mapping[Architecture, EngineStatus], serving: Collection[Architecture]
+) -> set[Architecture]:
+    """Architectures that counted before. One that serves without a row is on its way out, unless
+    there are no rows at all: then nobody could tell what was wanted.
+    """
+    if not rows:
+        return set(serving)
+    return {
+        architecture
+        for architecture, row in rows.items()
+        # What was required and never had a node has neither of these.
+        if not row.seen_time and (row.node_count or row.gone_time or architecture in serving)
+    }
 
 
 def _candidate(

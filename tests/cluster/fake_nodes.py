@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.cluster.api import Api
@@ -22,19 +22,25 @@ def add(
     labels: Mapping[str, str] | None = None,
     allocatable: Mapping[str, str] | None = None,
     taint: bool = False,
+    taints: Sequence[Mapping[str, str]] = (),
     manual: bool = False,
 ) -> list[str]:
     """Adds nodes PREFIX-0, PREFIX-1, ... (after those that exist), and waits until they are Ready.
 
     `allocatable` is added to 32 CPUs, 256 GiB of memory and 110 pods. `taint` keeps ordinary pods
-    off. On `manual` nodes, whose names begin with manual-, a Job's pod runs until end_pod().
+    off, and `taints` are more of them. On `manual` nodes, whose names begin with manual-, a Job's
+    pod runs until end_pod().
     """
     prefix = f"{MANUAL}{prefix}" if manual else prefix
     taken = {node["metadata"]["name"] for node in api.items("/api/v1/nodes")}
     free = (name for number in range(10**6) if (name := f"{prefix}-{number}") not in taken)
     names = [name for name, _ in zip(free, range(count), strict=False)]
     for name in names:
-        api.request("POST", "/api/v1/nodes", _node(name, labels, allocatable, taint))
+        api.request(
+            "POST",
+            "/api/v1/nodes",
+            _node(name, labels, allocatable, [*taints, *([TAINT] if taint else [])]),
+        )
     wait_for(
         lambda: not (set(names) - _ready(api)),
         30,
@@ -54,7 +60,10 @@ def end_pod(
 
 
 def _node(
-    name: str, labels: Mapping[str, str] | None, allocatable: Mapping[str, str] | None, taint: bool
+    name: str,
+    labels: Mapping[str, str] | None,
+    allocatable: Mapping[str, str] | None,
+    taints: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     architecture = {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}
     resources = {**_ALLOCATABLE, **(allocatable or {})}
@@ -66,7 +75,7 @@ def _node(
             "annotations": {"kwok.x-k8s.io/node": "fake", "node.alpha.kubernetes.io/ttl": "0"},
             "labels": {"kubernetes.io/hostname": name, **architecture, **(labels or {})},
         },
-        "spec": {"taints": [TAINT]} if taint else {},
+        "spec": {"taints": list(taints)},
         "status": {"allocatable": resources, "capacity": resources},
     }
 

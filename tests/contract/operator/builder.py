@@ -33,7 +33,7 @@ def request_of(job: dict[str, Any]) -> BuildRequest:
     return BuildRequest.model_validate_json(text)
 
 
-def make_manifest(request: BuildRequest) -> Manifest:
+def make_manifest(request: BuildRequest, warnings: tuple[str, ...] = ()) -> Manifest:
     """The manifest of an engine of 10 MiB, whose bytes nobody fetches here."""
     return Manifest(
         key=request.key,
@@ -52,6 +52,7 @@ def make_manifest(request: BuildRequest) -> Manifest:
         ),
         device=Device(name=request.architecture),
         seconds={"Compile": 41.7, "Verify": 0.4},
+        warnings=warnings,
         verification=Verification(tokens=8, mean_relative_error=1e-7, max_logit_gap=0.0),
         model_files=(ModelFile(path="config.json", digest=digest_of(b"{}"), size=2),),
         files=(File(path="weights", digest=digest_of(b""), size=10 * MIB, chunks=("0" * 64,)),),
@@ -69,10 +70,10 @@ class Builder:
         place = self.stage.place
         return Store(place.location, place.credentials)
 
-    def publish(self, job: dict[str, Any]) -> str:
+    def publish(self, job: dict[str, Any], warnings: tuple[str, ...] = ()) -> str:
         """The engine is in the store from now on; the Job still runs. Returns its digest."""
         request = request_of(job)
-        return self.store.publish_manifest(make_manifest(request), request.scope).digest
+        return self.store.publish_manifest(make_manifest(request, warnings), request.scope).digest
 
     def progress(self, job: dict[str, Any], phase: str, percent: int) -> None:
         request = request_of(job)
@@ -85,9 +86,9 @@ class Builder:
         )
         self.store.put_progress(said, request.scope)
 
-    def finish(self, job: dict[str, Any]) -> str:
+    def finish(self, job: dict[str, Any], warnings: tuple[str, ...] = ()) -> str:
         """Publish, and end well. Returns the manifest's digest."""
-        digest = self.publish(job)
+        digest = self.publish(job, warnings)
         self.end(job)
         return digest
 

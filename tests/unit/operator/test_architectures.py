@@ -36,7 +36,12 @@ TENSORRT = gpu_runtime()
 
 
 def row(architecture: str, **fields: Any) -> EngineStatus:
-    return EngineStatus(key="k" * 64, architecture=architecture, state=EngineState.CACHED, **fields)
+    return EngineStatus(
+        key="k" * 64,
+        architecture=architecture,
+        state=EngineState.CACHED,
+        **{"node_count": 1, **fields},
+    )
 
 
 def serving(architecture: str, ready: int = 1) -> ServingStatus:
@@ -290,6 +295,11 @@ def test_when_all_are_gone_all_stay() -> None:
     }
 
 
+def test_what_was_required_and_never_had_a_node_goes_with_the_requirement() -> None:
+    before = status(row(L), row(T, node_count=0)).model_copy(update={"observed_generation": 0})
+    assert chosen([gpu_node("a", L4)], status=before).keys() == {L}
+
+
 def test_a_new_selector_leaves_out_at_once_what_is_there_and_not_selected() -> None:
     before = status(row(L), row(T), row(A)).model_copy(update={"observed_generation": 0})
     nodes = [gpu_node("a", L4, labels={"pool": "x"}), gpu_node("b", T4)]
@@ -301,6 +311,12 @@ def test_another_portability_or_runtime_is_for_other_architectures() -> None:
     before = status(row(H), serves=[serving(H)])
     assert chosen([gpu_node("a", H100)], status=before, **ANY_DEVICE).keys() == {"sm_90"}
     assert chosen(MIXED, status=before, runtime=make_runtime()).keys() == {"amd64"}
+
+
+def test_what_serves_without_a_row_is_on_its_way_out() -> None:
+    before = status(row(L), serves=[serving(L), serving(T)])
+    assert chosen([gpu_node("a", L4)], status=before).keys() == {L}
+    assert chosen([], status=status(serves=[serving(L), serving(T)])).keys() == {L, T}
 
 
 # By name.
@@ -394,6 +410,12 @@ def test_a_pool_counts_for_those_only_whom_its_nodes_would_take(
     pool: dict[str, Any], more: dict[str, Any]
 ) -> None:
     assert L not in chosen([gpu_node("a", T4)], config=pools(pool), **more)
+
+
+def test_the_first_node_of_such_a_pool_need_not_settle() -> None:
+    config = pools({"architecture": L})
+    found = chosen([gpu_node("a", L4)], config=config, status=status(row(L, node_count=0)))
+    assert found[L].seen is None
 
 
 def test_a_pool_for_every_product_is_of_the_compute_capability() -> None:
