@@ -49,7 +49,7 @@ AT_ONCE = 0.0
 
 @dataclass(frozen=True)
 class _Known:
-    """What an engine was last seen to run with."""
+    """What an engine was last seen to run with; None until its runtime has been read."""
 
     runtime: str
     accelerator: Accelerator | None
@@ -266,7 +266,7 @@ class Wake:
             return
         with_gpus = any(node is not None and node.offers_gpus for node in (before, after))
         for key, known in self._engines().items():
-            if known.accelerator is Accelerator.CPU or (with_gpus and known.accelerator):
+            if with_gpus or known.accelerator is not Accelerator.NVIDIA:
                 self._enqueue(key)
 
     def child(
