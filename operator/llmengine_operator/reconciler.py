@@ -48,7 +48,7 @@ AT_ONCE = 0.0
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """What an engine was last seen to run with; None until its runtime has been read."""
 
     runtime: str
@@ -93,7 +93,7 @@ class Reconciler:
         self._applier = Applier(kube)
         self._status = StatusWriter(kube)
         self.wake = Wake(self._queue, enqueue, self._nodes, self._known_engines)
-        self._runtimes: dict[Key, _Known] = {}
+        self._runtimes: dict[Key, Known] = {}
 
     def start(self) -> None:
         """Put every engine on the queue. Before that no Job can be called unwanted."""
@@ -126,7 +126,7 @@ class Reconciler:
             if self._gate.seen(key):
                 self._next_rollout()
 
-    def _known_engines(self) -> dict[Key, _Known]:
+    def _known_engines(self) -> dict[Key, Known]:
         return dict(self._runtimes)
 
     def _engine(self, key: Key) -> float | None:
@@ -143,11 +143,11 @@ class Reconciler:
         except ValidationError as error:
             self._invalid(obj, error)
             return None
-        self._runtimes[key] = _Known(engine.spec.runtime, None)
+        self._runtimes[key] = Known(engine.spec.runtime, None)
         observation = self._observer.observe(engine)
         if isinstance(observation.runtime, Found):
             accelerator = observation.runtime.value.spec.accelerator
-            self._runtimes[key] = _Known(engine.spec.runtime, accelerator)
+            self._runtimes[key] = Known(engine.spec.runtime, accelerator)
         decision = self._decide(observation)
         if self._queue.tell(engine, decision):
             self._enqueue(BUILDS)
@@ -242,7 +242,7 @@ class Wake:
         queue: BuildQueue,
         enqueue: Callable[[Key], None],
         nodes: NodeBook,
-        engines: Callable[[], Mapping[Key, _Known]],
+        engines: Callable[[], Mapping[Key, Known]],
     ) -> None:
         self._queue = queue
         self._enqueue = enqueue

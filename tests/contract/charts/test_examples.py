@@ -17,8 +17,8 @@ VALUES = sorted(EXAMPLES.glob("values/*.yaml"))
 
 
 def test_there_are_examples() -> None:
-    assert {"first-engine", "hf", "pvc", "autoscaling"} <= {path.stem for path in MANIFESTS}
-    assert {"minimal", "demo", "tenants"} <= {path.stem for path in VALUES}
+    assert {"first-engine", "hf", "pvc", "autoscaling", "gpu"} <= {path.stem for path in MANIFESTS}
+    assert {"minimal", "demo", "tenants", "gpus"} <= {path.stem for path in VALUES}
     found = {*MANIFESTS, *VALUES}
     assert {path for path in EXAMPLES.rglob("*") if path.is_file()} == found
 

@@ -207,6 +207,23 @@ PVC = {"spec.model.uri": "pvc://claim/smollm2", "spec.model.revision": "v1"}
             id="a CPU by another name",
         ),
         pytest.param(
+            {"spec.architectures": ["sm_89/NVIDIA-L4", "sm_90"]},
+            "spec.architectures: Invalid value: "
+            "with engine.portability Device, which is the default, a GPU is named with its device,"
+            " such as sm_90/NVIDIA-H100-80GB-HBM3",
+            id="a GPU without a device",
+        ),
+        pytest.param(
+            {
+                "spec.architectures": ["sm_90", "sm_89/NVIDIA-L4"],
+                "spec.engine": {"portability": "ComputeCapability"},
+            },
+            "spec.architectures: Invalid value: "
+            "with engine.portability ComputeCapability an engine is for every GPU of a compute"
+            " capability: name it without a device, such as sm_90",
+            id="a GPU with a device, for every GPU of a compute capability",
+        ),
+        pytest.param(
             {"spec.architectures": []},
             "spec.architectures: Invalid value: 0: spec.architectures in body should have at least"
             " 1 items",
@@ -388,8 +405,15 @@ def test_an_unknown_field_is_refused(server: Server, changes: dict[str, Any], un
         pytest.param({**PVC, "spec.model.uri": "pvc://claim"}, id="a model in a volume's root"),
         pytest.param({"spec.model.secretName": "hf-token"}, id="a Secret"),
         pytest.param(
-            {"spec.architectures": ["amd64", "arm64", "sm_90", "sm_120/NVIDIA-B200"]},
+            {"spec.architectures": ["amd64", "arm64", "sm_90/NVIDIA-H200", "sm_120/NVIDIA-B200"]},
             id="every form of an architecture",
+        ),
+        pytest.param(
+            {
+                "spec.architectures": ["sm_90", "sm_120"],
+                "spec.engine": {"portability": "ComputeCapability"},
+            },
+            id="compute capabilities without devices",
         ),
         pytest.param(
             {

@@ -214,6 +214,54 @@ def test_the_image_can_be_changed(server: Server, image: dict[str, str | None]) 
         assert changed["spec"]["image"].get(field) == value
 
 
-def test_a_gpu_runtime_is_accepted(server: Server) -> None:
-    gpu = {"spec.backend": "tensorrt", "spec.version": "10.6.0", "spec.accelerator": "nvidia"}
-    server.create(runtime(gpu), keep=False)
+GPU = {"spec.backend": "tensorrt", "spec.version": "10.6.0", "spec.accelerator": "nvidia"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="as little as possible"),
+        pytest.param({"spec.computeCapabilities": ["sm_80+"]}, id="capabilities from one on"),
+        pytest.param({"spec.computeCapabilities": ["sm_75", "sm_120"]}, id="two capabilities"),
+        pytest.param({"spec.minimumDriver": "550"}, id="a major version of the driver"),
+        pytest.param({"spec.minimumDriver": "550.54.15"}, id="a whole version of the driver"),
+        pytest.param({"spec.runtimeClassName": "nvidia"}, id="a RuntimeClass"),
+    ],
+)
+def test_a_gpu_runtime_is_accepted(server: Server, changes: dict[str, Any]) -> None:
+    server.create(runtime({**GPU, **changes}), keep=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        pytest.param(
+            {**GPU, "spec.computeCapabilities": ["9.0"]},
+            'spec.computeCapabilities[0]: Invalid value: "9.0": not a compute capability: write one'
+            " such as sm_90, or sm_80+ for it and all above",
+            id="a capability in NVIDIA's words",
+        ),
+        pytest.param(
+            {**GPU, "spec.minimumDriver": "R550"},
+            'spec.minimumDriver: Invalid value: "R550": not the version of a driver: write one such'
+            " as 550, 550.54 or 550.54.15",
+            id="a branch of the driver",
+        ),
+        pytest.param(
+            {"spec.computeCapabilities": ["sm_80+"]},
+            "spec.computeCapabilities: Forbidden: is for GPUs, and accelerator is cpu: remove it",
+            id="capabilities of a CPU",
+        ),
+        pytest.param(
+            {"spec.minimumDriver": "550"},
+            "spec.minimumDriver: Forbidden: is for GPUs, and accelerator is cpu: remove it",
+            id="a driver for a CPU",
+        ),
+    ],
+)
+def test_what_is_wrong_about_gpus_is_refused_with_a_sentence(
+    server: Server, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ApiError) as refused:
+        server.create(runtime(changes), keep=False)
+    assert says in sentence(refused.value)
