@@ -23,13 +23,16 @@ from tests.cluster.s3 import S3Server
 from tests.cluster.waiting import wait_for
 from tests.contract.operator.builder import Builder
 from tests.contract.operator.command import OperatorCommand
-from tests.contract.operator.running import Stepper
+from tests.contract.operator.gpu_pool import A10, H100, L4, T4, GpuPool
+from tests.contract.operator.running import Clock, Stepper
 from tests.contract.operator.setting import Identities, prepare
 from tests.contract.operator.stage import Stage
 from tests.contract.store.place import Place
 
 ENGINES = 100
 QUIET_ENGINES = 50
+GPU_ENGINES = 10
+GPU_NODES = 100
 QUIET_SECONDS = 120
 RESYNC_SECONDS = 50
 # Several engines may come to be ready at once, on two cores.
@@ -48,8 +51,10 @@ def main() -> None:
     ):
         prepare(cluster)
         identities = Identities(cluster, Path(folder))
-        stage = Stage.new(cluster, Place.new(store), identities.make())
+        identity = identities.make()
+        stage = Stage.new(cluster, Place.new(store), identity)
         measure(stage, Path(folder), options.passes, options.quiet_seconds)
+        gpus(Stage.new(cluster, Place.new(store), identity), options.passes)
 
 
 def measure(stage: Stage, folder: Path, passes: int, quiet: float) -> None:
@@ -164,10 +169,41 @@ def memory(pid: int, which: str = "VmRSS") -> float:
     raise ValueError(f"process {pid} has no {which}")
 
 
+def gpus(stage: Stage, passes: int) -> None:
+    """Engines that serve on each of the kinds of GPUs of many nodes."""
+    pool, builder = GpuPool(stage), Builder(stage)
+    pool.make_runtime()
+    for product in (H100, L4, A10, T4):
+        for _ in range(GPU_NODES // 4):
+            pool.add(product)
+    clock = Clock()
+    clock.advance(minutes=3)  # the nodes are new
+    operator = Stepper(stage, config=stage.config(watchNamespaces=[stage.team]), clock=clock)
+    for number in range(GPU_ENGINES):
+        stage.create(f"engine-{number}")
+    operator.run(1000)
+    for job in stage.jobs():
+        builder.finish(job)
+
+    def ready() -> bool:
+        operator.run(1000)
+        return all(
+            stage.conditions(f"engine-{n}")["Ready"][0] == "True" for n in range(GPU_ENGINES)
+        )
+
+    wait_for(ready, PATIENCE, "all engines to be ready", interval=0.5)
+    print(f"{GPU_ENGINES} engines on 4 kinds of GPUs, {GPU_NODES} nodes:")
+    timed(stage, operator, passes)
+
+
 def one_pass(stage: Stage, passes: int) -> None:
     """A pass over an engine that is as it should be, in this process."""
     operator = Stepper(stage, config=stage.config(watchNamespaces=[stage.team]))
     operator.run()
+    timed(stage, operator, passes)
+
+
+def timed(stage: Stage, operator: Stepper, passes: int) -> None:
     key = (stage.team, "engine-0")
     before = operator.client.requests
     operator.reconciler.reconcile(key)

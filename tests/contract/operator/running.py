@@ -147,12 +147,12 @@ class Stepper:
     def _add(self, key: Key) -> None:
         self._ready.setdefault(key)
 
-    def run(self) -> None:
+    def run(self, most: int = 200) -> None:
         """Passes over all that exists or did, and over all that these wake. Raises KubeError."""
         self.reconciler.start()
         for known in list(self.due):
             self._add(known)  # as when it is due again
-        for _ in range(200):
+        for _ in range(most):
             if not self._ready:
                 return
             key = next(iter(self._ready))

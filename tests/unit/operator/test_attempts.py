@@ -137,6 +137,18 @@ def test_how_a_failed_build_is_read(
     assert (attempt.number, attempt.tries_left, attempt.options) == (2, 1, "one")
 
 
+def test_a_wrong_device_is_named_with_its_node_and_the_next_step() -> None:
+    the_pod = pod(ended(13, words("WrongDevice")))
+    the_pod["spec"]["nodeName"] = "gpu-7"
+    attempt = read_attempt(job(**FAILED), [the_pod], [], NOW)
+    assert (attempt.reason, attempt.verdict, attempt.node) == (
+        "WrongDevice",
+        Verdict.FINAL,
+        "gpu-7",
+    )
+    assert "node gpu-7 is not what its labels say: what happened; correct them" in attempt.message
+
+
 @pytest.mark.parametrize(
     ("the_pod", "reason", "text"),
     [

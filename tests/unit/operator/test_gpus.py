@@ -494,6 +494,8 @@ def test_another_portability_serves_before_the_old_engines_go() -> None:
     assert world.served == {L: "v1"}
     world.stored("sm_89")
     assert world.served == {L: "v1", "sm_89": "v1"}
+    world.seen()  # it has a Deployment, and no pod that is ready
+    assert world.served == {L: "v1", "sm_89": "v1"}
     world.rolled_out()
     assert world.served == {"sm_89": "v1"}
 
@@ -507,6 +509,12 @@ def test_a_wrong_device_stands_until_the_node_is_no_longer_said_to_be_one() -> N
     assert wished(world.decide()) == set()
     world.on(gpu_node("l", T4), gpu_node("other", L4)).missing()
     assert L in wished(world.decide())
+
+
+def test_a_wrong_device_is_tried_again_when_nobody_knows_any_more_where_it_was() -> None:
+    world = Gpus(L).failed(L, reason="WrongDevice", node="l").seen()
+    assert wished(world.decide()) == set()
+    assert wished(world.but(attempts=()).decide()) == {L}
 
 
 def test_a_wrong_device_is_tried_again_on_request() -> None:
