@@ -56,6 +56,7 @@ def parse_node(obj: KubeObject) -> Node | None:
     if labels.get(_ARCHITECTURE_LABEL) not in ("amd64", "arm64"):
         return None
     allocatable: Mapping[str, str] = obj.get("status", {}).get("allocatable", {})
+    gpu = _gpu(labels, allocatable)
     return Node(
         name=metadata["name"],
         architecture=Architecture(cpu=labels[_ARCHITECTURE_LABEL]),
@@ -66,8 +67,10 @@ def parse_node(obj: KubeObject) -> Node | None:
             for taint in obj.get("spec", {}).get("taints", [])
             if not taint["key"].startswith(_PASSING_TAINTS)
         ),
-        gpu=_gpu(labels, allocatable),
-        offers_gpus=labels.get(GpuLabel.PRESENT) == "true"
+        gpu=gpu,
+        # A plugin that is started again offers nothing for some seconds.
+        offers_gpus=gpu is not None
+        or labels.get(GpuLabel.PRESENT) == "true"
         or any(name == GPU or name.startswith(_SLICE) for name in _offered(allocatable)),
     )
 

@@ -98,6 +98,10 @@ def test_a_node_that_nobody_labelled_has_gpus_if_it_offers_them(
     assert (node.gpu, node.offers_gpus) == (None, offers)
 
 
+def test_a_labelled_node_has_gpus_while_its_plugin_is_started_again() -> None:
+    assert gpu_node("n", L4, labels={GpuLabel.PRESENT: ""}, allocatable={}).offers_gpus
+
+
 def test_a_node_of_a_cpu_that_nothing_runs_on_is_none() -> None:
     assert parse_nodes([node_object("n", {}, arch="s390x")]) == ()
 
