@@ -320,7 +320,7 @@ class LLMEngineSpec(ApiModel):
         json_schema_extra=rules(
             cel(
                 "!has(self.architectures) || self.engine.portability != 'Device'"
-                " || self.architectures.all(a, !a.startsWith('sm_') || a.contains('/'))",
+                " || !self.architectures.exists(a, a.matches('^sm_[1-9][0-9]{1,2}$'))",
                 "with engine.portability Device, which is the default, a GPU is named with its"
                 " device, such as sm_90/NVIDIA-H100-80GB-HBM3",
                 field="architectures",
