@@ -99,7 +99,7 @@ def test_watching_writes_nothing_and_reads_nothing_but_what_is_watched(
         operator.until(
             lambda: (
                 operator.lines.count({"ends": f"{namespace}/chat"}) == 2
-                and sum(seen.watch for seen in proxy.requests) >= 5
+                and sum(seen.watch for seen in proxy.requests) >= 6
             )
         )
         found = kube.get(LLMENGINE, namespace, "chat")
@@ -115,6 +115,7 @@ def test_watching_writes_nothing_and_reads_nothing_but_what_is_watched(
         "/apis/batch/v1/jobs",
         "/apis/apps/v1/deployments",
         "/api/v1/pods",
+        "/api/v1/nodes",
     }
     for seen in kopf:
         if seen.path.endswith(("/jobs", "/deployments", "/pods")):
