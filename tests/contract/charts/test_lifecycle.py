@@ -92,7 +92,8 @@ def test_with_older_kinds_the_operator_is_not_installed(
     with pytest.raises(HelmError) as refused:
         _upgrade(empty, MINIMAL)
     says = str(refused.value)
-    assert "the CRD engineruntimes.llmengine.io is of revision 0, this chart needs 1; run:" in says
+    needed = f"this chart needs {SCHEMA_REVISION}; run:"
+    assert f"the CRD engineruntimes.llmengine.io is of revision 0, {needed}" in says
 
 
 def test_an_install_makes_the_operator_and_its_runtimes(

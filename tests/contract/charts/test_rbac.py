@@ -20,7 +20,7 @@ SYSTEM = "llmengine-system"
 LEASES = {Right("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}
 CLUSTER_SCOPED = {
     *(Right("llmengine.io", "engineruntimes", verb) for verb in ("get", "list", "watch")),
-    Right("", "nodes", "list"),
+    *(Right("", "nodes", verb) for verb in ("list", "watch")),
     Right("apiextensions.k8s.io", "customresourcedefinitions", "get"),
 }
 TENANTS = merged(MINIMAL, {"watchNamespaces": ["team-a", "team-b"]})

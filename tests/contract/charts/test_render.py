@@ -102,6 +102,16 @@ def test_the_operator_reads_every_value_of_its_configuration(helm: Helm, tmp_pat
                 "shared": ["s3://models/", "s3://more/open/"],
                 "hfEndpoint": "https://hub.test",
             },
+            "architectures": {
+                "expected": [
+                    {
+                        "architecture": "sm_89/NVIDIA-L4",
+                        "labels": {"pool": "l4"},
+                        "taints": [{"key": "gpu", "value": "yes", "effect": "NoExecute"}],
+                    },
+                    {"architecture": "arm64"},
+                ]
+            },
             "builds": {
                 "namespace": "compile",
                 "maxConcurrent": 9,
