@@ -25,7 +25,8 @@ SYSTEM = "llmengine-system"
 READ = ["get", "list", "watch"]
 RULES = [
     {"apiGroups": ["llmengine.io"], "resources": ["llmengines", "engineruntimes"], "verbs": READ},
-    {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": READ},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": READ},
+    {"apiGroups": [""], "resources": ["nodes"], "verbs": READ},
     {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": READ},
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": READ},
     {

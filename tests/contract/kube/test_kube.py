@@ -15,8 +15,8 @@ from llmengine_operator.kinds import (
     EVENT,
     JOB,
     LLMENGINE,
-    NODE,
     POD,
+    SERVICE,
 )
 from llmengine_operator.kube import FIELD_MANAGER, KubeClient
 from llmengine_operator.kube_errors import (
@@ -200,8 +200,10 @@ def test_what_we_may_not_do_is_forbidden_by_name(
 ) -> None:
     operator = connect(setting.kubeconfig(tmp_path), monkeypatch)
     operator.list(POD, namespace)
-    with pytest.raises(ForbiddenError, match=r"cannot list Node: .*llmengine-operator.*nodes"):
-        operator.list(NODE)
+    with pytest.raises(
+        ForbiddenError, match=r"cannot list Service: .*llmengine-operator.*services"
+    ):
+        operator.list(SERVICE)
     with pytest.raises(ForbiddenError):
         operator.list(CRD)
 
