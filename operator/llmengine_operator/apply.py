@@ -14,7 +14,7 @@ from typing import Any
 from kubernetes.utils.quantity import parse_quantity
 
 from llmengine_operator.decision import Action, Apply, ApplyDeployment, Delete, Scale
-from llmengine_operator.kinds import DEPLOYMENT, HPA, SERVICE
+from llmengine_operator.kinds import DEPLOYMENT, HPA, PDB, SERVICE
 from llmengine_operator.kube import FIELD_MANAGER, Kube
 from llmengine_operator.kube_errors import (
     ConflictError,
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # A quota or a policy is mended unseen.
 REFUSED_POLL = timedelta(minutes=1)
-_KINDS = {kind.kind: kind for kind in (DEPLOYMENT, SERVICE, HPA)}
+_KINDS = {kind.kind: kind for kind in (DEPLOYMENT, SERVICE, HPA, PDB)}
 # Owns spec.replicas from a Deployment's first moment, so that FIELD_MANAGER never does.
 REPLICAS_MANAGER = f"{FIELD_MANAGER}-replicas"
 

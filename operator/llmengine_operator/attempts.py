@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmengine.requests import BuildFailure, BuildReason, ExitCode
-from llmengine_operator.labels import Annotation
+from llmengine_operator.labels import QUEUE, Annotation
 from llmengine_operator.observation import Attempt, AttemptState, KubeObject, Verdict
 from llmengine_operator.pods import container_of, newest, waiting
 from llmengine_operator.reasons import Reason
@@ -108,16 +108,27 @@ def _explain(
         return Reason.BUILDING, "", Verdict.NONE
     if state is AttemptState.SUCCEEDED:
         return Reason.PUBLISHING, "", Verdict.NONE
+    return *_waiting(job, pod, events, age), Verdict.NONE
+
+
+def _waiting(
+    job: KubeObject, pod: KubeObject | None, events: Iterable[KubeObject], age: timedelta
+) -> tuple[str, str]:
+    """Why its container has not started."""
+    if job["spec"].get("suspend"):
+        queue = job["metadata"].get("labels", {}).get(QUEUE)
+        by = f"the queue {queue} has not admitted it" if queue else "somebody suspended it"
+        return Reason.WAITING_FOR_QUOTA, f"the Job is suspended: {by}"
     if pod is not None:
         reason, message = waiting(pod)
-        return reason or Reason.BUILD_PENDING, message, Verdict.NONE
+        return reason or Reason.BUILD_PENDING, message
     if age >= NO_POD_AFTER:
         refusals = [e.get("note") or e.get("message", "") for e in events]
         if refusals:
             quota = any("exceeded quota" in text for text in refusals)
             reason = Reason.QUOTA_EXCEEDED if quota else Reason.BUILD_PENDING
-            return reason, refusals[-1], Verdict.NONE
-    return Reason.BUILD_PENDING, "", Verdict.NONE
+            return reason, refusals[-1]
+    return Reason.BUILD_PENDING, ""
 
 
 def _failure(job: KubeObject, pod: KubeObject | None) -> tuple[str, str, Verdict]:

@@ -14,17 +14,30 @@ from llmengine_operator.observation import Engine, Found, KubeObject, Observatio
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.autoscaler import autoscaler
 from llmengine_operator.resources.deployment import Serving, deployment, deployment_name
+from llmengine_operator.resources.disruption_budget import disruption_budget
 from llmengine_operator.resources.service import services
+from llmengine_operator.rollout import pods_of
+from llmengine_operator.strategy import Strategy, strategy
 from llmengine_operator.targets import UNWATCHED_POLL, Problem
 
+_OF_ONE_ARCHITECTURE = (
+    "Deployment",
+    "Service",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+)
 # As soon as the garbage collector has come round.
 LEFTOVER_POLL = timedelta(seconds=2)
 
 
 def desired(
-    engine: Engine, runtime: EngineRuntimeSpec, rows: Iterable[ServingStatus], config: Config
+    observation: Observation,
+    runtime: EngineRuntimeSpec,
+    rows: Iterable[ServingStatus],
+    config: Config,
 ) -> list[Apply | ApplyDeployment]:
     """Every object that ought to be. Services stand from the first pass on."""
+    engine = observation.engine
     options = engine.spec.serving
     scaled = options.autoscaling
     first = scaled.min_replicas if scaled else 1
@@ -42,11 +55,24 @@ def desired(
             scope_namespace=row.scope_namespace,
             size_bytes=row.size_bytes,
         )
-        objects.append(ApplyDeployment(deployment(engine, runtime, serving, config), initial))
+        how = _strategy(observation, architecture)
+        objects.append(ApplyDeployment(deployment(engine, runtime, serving, config, how), initial))
+        objects.append(Apply(disruption_budget(engine, architecture)))
         if scaled:
             objects.append(Apply(autoscaler(engine, scaled, architecture)))
     objects.extend(Apply(service) for service in services(engine, architectures))
     return objects
+
+
+def _strategy(observation: Observation, architecture: Architecture) -> Strategy:
+    engine = observation.engine
+    child = observation.children.get(("Deployment", deployment_name(engine.name, architecture)))
+    return strategy(
+        engine.spec.serving.rollout,
+        child.value if isinstance(child, Found) else None,
+        pods_of(observation.pods, architecture.slug),
+        observation.nodes,
+    )
 
 
 def actions(
@@ -60,7 +86,7 @@ def actions(
     keep = set()
     for row in retiring:
         name = deployment_name(engine.name, Architecture.parse(row.architecture))
-        keep |= {(kind, name) for kind in ("Deployment", "Service", "HorizontalPodAutoscaler")}
+        keep |= {(kind, name) for kind in _OF_ONE_ARCHITECTURE}
     for action in wanted:
         identity = (action.object["kind"], action.object["metadata"]["name"])
         keep.add(identity)

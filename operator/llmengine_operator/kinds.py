@@ -44,6 +44,7 @@ SERVICE_ACCOUNT = Kind("", "v1", "serviceaccounts", "ServiceAccount")
 PVC = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 NODE = Kind("", "v1", "nodes", "Node", namespaced=False)
 HPA = Kind("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
+PDB = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 LEASE = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 EVENT = Kind("events.k8s.io", "v1", "events", "Event")
 CRD = Kind(

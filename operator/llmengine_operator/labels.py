@@ -14,6 +14,10 @@ OPERATOR = "llmengine-operator"
 MANAGED = {MANAGED_BY: OPERATOR}
 
 
+# Kueue's: its queue admits the Jobs and pods of an engine that carries it.
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+
 class Label(StrEnum):
     ENGINE = f"{GROUP}/engine"
     ARCHITECTURE = f"{GROUP}/architecture"

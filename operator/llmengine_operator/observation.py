@@ -55,6 +55,8 @@ class Engine:
     spec: LLMEngineSpec
     status: LLMEngineStatus
     requested_at: str = ""
+    queue: str = ""
+    """Kueue's queue that admits its builds and pods, or nothing."""
 
     @property
     def id(self) -> tuple[str, str]:
@@ -146,6 +148,7 @@ _BLOCKING = frozenset(
         Reason.CONTAINER_CONFIG_INVALID,
         Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,
+        Reason.WAITING_FOR_QUOTA,
     }
 )
 

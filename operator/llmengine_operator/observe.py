@@ -12,7 +12,7 @@ from llmengine.key import Scope
 from llmengine_operator.build_queue import BuildQueue
 from llmengine_operator.catalog import Catalog
 from llmengine_operator.config import Config
-from llmengine_operator.kinds import DEPLOYMENT, HPA, POD, PVC, RUNTIME, SERVICE, Kind
+from llmengine_operator.kinds import DEPLOYMENT, HPA, PDB, POD, PVC, RUNTIME, SERVICE, Kind
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import NotFoundError
 from llmengine_operator.labels import MANAGED, Label, key_label
@@ -38,7 +38,7 @@ from llmengine_operator.resources.deployment import deployment_name
 from llmengine_operator.resources.service import service_names
 from llmengine_operator.targets import Problem, Target, claim_name, targets
 
-_CHILDREN = (DEPLOYMENT, SERVICE, HPA)
+_CHILDREN = (DEPLOYMENT, SERVICE, HPA, PDB)
 
 
 class Observer:
@@ -150,11 +150,12 @@ class Observer:
         for kind, name in names:
             if (kind.kind, name) not in children:
                 children[kind.kind, name] = self._child(kind, engine.namespace, name)
-        if engine.spec.serving.autoscaling:
+        listed = (PDB, HPA) if engine.spec.serving.autoscaling else (PDB,)
+        for kind in listed if _serves(children) else ():
             for architecture in architectures:
                 name = deployment_name(engine.name, architecture)
-                if (HPA.kind, name) not in children:
-                    children[HPA.kind, name] = self._autoscaler(engine.namespace, name)
+                if (kind.kind, name) not in children:
+                    children[kind.kind, name] = self._listed(kind, engine.namespace, name)
         return children
 
     def _child(self, kind: Kind, namespace: str, name: str) -> Read[KubeObject]:
@@ -163,11 +164,11 @@ class Observer:
         except NotFoundError:
             return NotFound()
 
-    def _autoscaler(self, namespace: str, name: str) -> Read[KubeObject]:
+    def _listed(self, kind: Kind, namespace: str, name: str) -> Read[KubeObject]:
         """One that somebody else made, as `kubectl autoscale` does, is no reason to read others by
         name: the right to list them is there.
         """
-        found = self._kube.list(HPA, namespace, fields=f"metadata.name={name}")
+        found = self._kube.list(kind, namespace, fields=f"metadata.name={name}")
         return Found(found[0]) if found else NotFound()
 
     def _pods(self, engine: Engine) -> tuple[KubeObject, ...]:

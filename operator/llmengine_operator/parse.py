@@ -12,7 +12,7 @@ from llmengine.api.v1alpha1 import (
 )
 from llmengine.architecture import Architecture, device_name
 from llmengine_operator.attempts import parse_time
-from llmengine_operator.labels import DRIVER_LABELS, GPU, GpuLabel
+from llmengine_operator.labels import DRIVER_LABELS, GPU, QUEUE, GpuLabel
 from llmengine_operator.observation import Engine, Gpu, KubeObject, Node, Runtime, Taint
 
 _REQUEST = 253
@@ -35,6 +35,7 @@ def parse_engine(obj: KubeObject) -> Engine:
         spec=LLMEngineSpec.model_validate(obj["spec"]),
         status=LLMEngineStatus.model_validate(obj.get("status", {})),
         # An annotation takes any length, the status that echoes it does not.
+        queue=metadata.get("labels", {}).get(QUEUE, ""),
         requested_at=metadata.get("annotations", {}).get(REQUESTED_AT_ANNOTATION, "")[:_REQUEST],
     )
 

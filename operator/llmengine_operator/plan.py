@@ -87,7 +87,7 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     wishes = tuple(wish for _, wish in steps if wish is not None)
     retiring = () if _serves_as_wanted(this, wanted) else _unwanted(this, wanted)
     served = [plan.serving for plan in plans if plan.serving is not None]
-    objects = desired(engine, this.runtime.spec, served, config)
+    objects = desired(observation, this.runtime.spec, served, config)
     taken = taken_name(observation, objects)
     return Decision(
         taken,

@@ -38,11 +38,18 @@ def is_ready(pod: KubeObject) -> bool:
     )
 
 
+def unscheduled(pod: KubeObject) -> str:
+    """What the scheduler says of a pod that it cannot place; nothing where it can."""
+    condition = _not_scheduled(pod)
+    return str(condition.get("message", "")) if condition.get("reason") == "Unschedulable" else ""
+
+
 def waiting(pod: KubeObject) -> tuple[str, str]:
     """Why no container of the pod runs: (reason, sentence), or two empty strings."""
-    for condition in pod.get("status", {}).get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Reason.UNSCHEDULABLE, str(condition.get("message", ""))
+    if unplaced := _not_scheduled(pod):
+        gated = unplaced.get("reason") == "SchedulingGated"
+        reason = Reason.WAITING_FOR_QUOTA if gated else Reason.UNSCHEDULABLE
+        return reason, str(unplaced.get("message", ""))
     for status in _statuses(pod):
         state = status.get("state", {}).get("waiting", {})
         reason, message = state.get("reason", ""), state.get("message", "")
@@ -68,6 +75,14 @@ def trouble(pod: KubeObject) -> tuple[str, str]:
         if status.get("restartCount", 0) > 0:
             return Reason.CRASH_LOOPING, words
     return "", ""
+
+
+def _not_scheduled(pod: KubeObject) -> Mapping[str, Any]:
+    """The condition that says so, or nothing."""
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return dict(condition)
+    return {}
 
 
 def _statuses(pod: KubeObject) -> Iterable[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from llmengine_operator.observation import KubeObject
 from llmengine_operator.pods import container_of, is_ready, newest, trouble
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import SERVER
+from llmengine_operator.strategy import gives_way, rolled_out
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,25 @@ def rollout(
     wanted = spec.get("replicas", 1)
     ready = min(sum(is_ready(pod) for pod in pods), wanted) if pods else 0
     served = deployment["metadata"].get("annotations", {}).get(Annotation.KEY)
-    seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     updated = status.get("updatedReplicas", 0)
-    complete = (
-        not just_applied
-        and seen
-        and served == key
-        and updated == wanted
-        and status.get("replicas", 0) == wanted
-        and status.get("availableReplicas", 0) == wanted
-    )
+    complete = not just_applied and served == key and rolled_out(deployment)
     if complete:
         return Rollout(True, Reason.SERVING, replicas=wanted, ready=wanted)
     reason, message, stalled = _why(deployment, pods, key)
     text = message or f"{updated} of {wanted} pods are of the newest template, {ready} are ready"
+    if gives_way(deployment) and not stalled and reason in _NO_TROUBLE:
+        reason = Reason.MAKING_ROOM
+        text = f"old pods make room before new ones come; {text}"
     return Rollout(False, reason, text, stalled=stalled, replicas=wanted, ready=ready)
 
 
 # What waiting does not mend. A pod that cannot be scheduled or pulled may be, once a node or a
 # registry is back; the Deployment's own progress deadline decides about those.
 _HOPELESS = frozenset({Reason.FETCH_FAILED, Reason.CONTAINER_CONFIG_INVALID})
+
+
+# A pod waits for its place while an old one goes.
+_NO_TROUBLE = frozenset({Reason.ROLLING_OUT, Reason.UNSCHEDULABLE})
 
 
 def _why(deployment: KubeObject, pods: Sequence[KubeObject], key: str) -> tuple[str, str, bool]:

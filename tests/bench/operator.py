@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmengine_operator.kinds import DEPLOYMENT, HPA, JOB, LLMENGINE, POD, RUNTIME, SERVICE
+from llmengine_operator.kinds import DEPLOYMENT, HPA, JOB, LLMENGINE, PDB, POD, RUNTIME, SERVICE
 from tests.cluster.cluster import Cluster
 from tests.cluster.s3 import S3Server
 from tests.cluster.waiting import wait_for
@@ -214,7 +214,7 @@ def timed(stage: Stage, operator: Stepper, passes: int) -> None:
     def reads() -> None:
         kube.get(LLMENGINE, *key)
         kube.get(RUNTIME, None, stage.runtime)
-        for kind in (DEPLOYMENT, SERVICE, HPA, POD):
+        for kind in (DEPLOYMENT, SERVICE, HPA, PDB, POD):
             kube.list(kind, stage.team, labels=labels)
 
     def whole() -> None:

@@ -29,6 +29,10 @@
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [list, create, patch, delete]
+# A drain takes the pods of an engine one after the other.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, create, patch, delete]
 # Why a build failed, and how far a rollout is, stands in the state of pods. Their logs are not read.
 - apiGroups: [""]
   resources: [pods]

@@ -16,6 +16,7 @@ from llmengine.api.schema import (
     ApiModel,
     Name,
     NodeSelector,
+    PodCount,
     Quantity,
     Resources,
     Toleration,
@@ -260,6 +261,67 @@ class Autoscaling(ApiModel):
     )
 
 
+class RolloutStrategy(StrEnum):
+    AUTO = "Auto"
+    SURGE = "Surge"
+    REPLACE = "Replace"
+
+
+def _is_zero(field: str) -> str:
+    return f"(type(self.{field}) == int ? self.{field} == 0 : self.{field} == '0%')"
+
+
+class RolloutOptions(ApiModel):
+    """How new pods take the place of old ones."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "self.strategy != 'Replace' || !has(self.maxSurge)",
+                "strategy Replace makes no pod beside the old ones: remove maxSurge, or write"
+                " strategy Surge",
+                field="maxSurge",
+                reason="FieldValueForbidden",
+            ),
+            cel(
+                f"self.strategy == 'Replace' || !has(self.maxSurge) || !{_is_zero('maxSurge')}",
+                "must be more than 0, unless the strategy is Replace",
+                field="maxSurge",
+            ),
+            cel(
+                "self.strategy != 'Replace' || !has(self.maxUnavailable)"
+                f" || !{_is_zero('maxUnavailable')}",
+                "must be more than 0 with strategy Replace: an old pod has to go before a new one"
+                " can come",
+                field="maxUnavailable",
+            ),
+        )
+    )
+
+    strategy: RolloutStrategy = Field(
+        default=RolloutStrategy.AUTO,
+        description="Surge: new pods are made beside the old ones. Replace: old pods make room"
+        " first, and need no spare GPU. Auto: Surge, and Replace from the moment that the nodes"
+        " have no room beside the old pods.",
+    )
+    max_surge: PodCount | None = Field(
+        default=None,
+        description="Pods beside the wanted ones, as a number or a share of them (1 when unset).",
+    )
+    max_unavailable: PodCount | None = Field(
+        default=None,
+        description="Pods that may be missing, as a number or a share. Unset: 0, and 1 when old"
+        " pods make room first.",
+    )
+    progress_deadline_seconds: int = Field(
+        default=600,
+        ge=30,
+        le=86400,
+        description="Seconds without progress after which a rollout is Stalled. The old pods go"
+        " on serving.",
+    )
+
+
 class ServingOptions(ApiModel):
     """How the engine is served. Nothing here changes the engine."""
 
@@ -301,6 +363,7 @@ class ServingOptions(ApiModel):
     tolerations: list[Toleration] = Field(
         default_factory=list, max_length=32, description="Taints that server pods tolerate."
     )
+    rollout: RolloutOptions = Field(default_factory=RolloutOptions)
     priority_class_name: Name | None = Field(
         default=None, description="PriorityClass of server pods."
     )

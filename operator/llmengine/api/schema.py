@@ -129,6 +129,23 @@ Quantity = Annotated[
     ),
 ]
 
+PodCount = Annotated[
+    int | Annotated[str, StringConstraints(max_length=4)],
+    Field(
+        json_schema_extra={
+            INT_OR_STRING: True,
+            "maxLength": 4,
+            **rules(
+                cel(
+                    "type(self) == int ? self >= 0 && self <= 1000"
+                    " : self.matches('^(100|[1-9]?[0-9])%$')",
+                    "not a number of pods: write one, such as 1, or a share of them, such as 25%",
+                )
+            ),
+        }
+    ),
+]
+
 _LABEL_NAMES = cel(
     f"self.all(key, key.matches(r'{_LABEL_NAME}'))",
     "every key must be the name of a label, such as example.com/pool",

@@ -10,7 +10,7 @@ from llmengine.key import resolve_dtype
 from llmengine.quantity import whole_bytes
 from llmengine.requests import BUILD_REQUEST_VARIABLE, BuildRequest
 from llmengine_operator.config import Config
-from llmengine_operator.labels import Annotation, Label, key_label
+from llmengine_operator.labels import MANAGED, Annotation, Label, key_label
 from llmengine_operator.observation import Engine, Runtime
 from llmengine_operator.resources.pod import (
     container_security,
@@ -19,6 +19,7 @@ from llmengine_operator.resources.pod import (
     metadata,
     owner_reference,
     pod_spec,
+    queued,
     resources_or,
     with_gpu,
 )
@@ -73,11 +74,13 @@ def build_job(order: Order, config: Config) -> dict[str, Any]:
         annotations[Annotation.REQUEST] = order.request
     namespace = build_namespace(engine, target, config)
     meta = metadata(job_name(target.key, order.number), namespace, labels, annotations)
+    # Not on its pod: Kueue would take that for a second workload.
+    meta["labels"] |= queued(engine)
     if not target.scope.is_cluster:
         meta["ownerReferences"] = [owner_reference(engine, controller=False)]
     defaults = order.runtime.spec.pod_defaults
     pod_meta: dict[str, Any] = {
-        "labels": {**defaults.labels, **meta["labels"]},
+        "labels": {**defaults.labels, **labels, **MANAGED},
         "annotations": {**defaults.annotations, Annotation.KEY: target.key},
     }
     pod = pod_spec(

@@ -18,9 +18,11 @@ from llmengine_operator.resources.pod import (
     metadata,
     owner_reference,
     pod_spec,
+    queued,
     resources_or,
     with_gpu,
 )
+from llmengine_operator.strategy import Strategy
 
 HTTP, GRPC, METRICS = 8000, 8001, 8002
 # Endpoints learn of a pod's end later than the pod: it keeps serving new requests until then.
@@ -59,7 +61,11 @@ def selector(engine_name: str, architecture: Architecture) -> dict[str, str]:
 
 
 def deployment(
-    engine: Engine, runtime: EngineRuntimeSpec, serving: Serving, config: Config
+    engine: Engine,
+    runtime: EngineRuntimeSpec,
+    serving: Serving,
+    config: Config,
+    strategy: Strategy,
 ) -> dict[str, Any]:
     """The Deployment without `spec.replicas`, which is set at creation and through /scale."""
     labels = selector(engine.name, serving.architecture)
@@ -68,6 +74,8 @@ def deployment(
     meta = metadata(deployment_name(engine.name, serving.architecture), engine.namespace, labels)
     meta["ownerReferences"] = [owner_reference(engine)]
     meta["annotations"] = {Annotation.KEY: serving.key}
+    template_labels = {**defaults.labels, **meta["labels"], Label.KEY: key_label(serving.key)}
+    meta["labels"] |= queued(engine)
     pod = pod_spec(
         runtime,
         serving.architecture,
@@ -76,6 +84,16 @@ def deployment(
         priority_class_name=options.priority_class_name,
     )
     pod |= {
+        # One node's end takes as few of them as can be.
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": labels},
+                "matchLabelKeys": ["pod-template-hash"],
+            }
+        ],
         "terminationGracePeriodSeconds": options.termination_grace_period_seconds,
         "initContainers": [_fetch(engine, runtime, serving, config)],
         "containers": [_server(engine, runtime, serving)],
@@ -95,16 +113,15 @@ def deployment(
             "selector": {"matchLabels": labels},
             "strategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+                "rollingUpdate": {
+                    "maxUnavailable": strategy.max_unavailable,
+                    "maxSurge": strategy.max_surge,
+                },
             },
+            "progressDeadlineSeconds": strategy.progress_deadline_seconds,
             "template": {
                 "metadata": {
-                    "labels": {
-                        **defaults.labels,
-                        **meta["labels"],
-                        Label.KEY: key_label(serving.key),
-                        "app.kubernetes.io/component": "server",
-                    },
+                    "labels": {**template_labels, "app.kubernetes.io/component": "server"},
                     "annotations": {**defaults.annotations, Annotation.KEY: serving.key},
                 },
                 "spec": pod,

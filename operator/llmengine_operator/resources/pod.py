@@ -8,7 +8,7 @@ from typing import Any
 from llmengine.api.schema import ApiModel, Resources, Toleration
 from llmengine.api.v1alpha1 import API_VERSION, EngineRuntimeSpec, PodDefaults
 from llmengine.architecture import Architecture
-from llmengine_operator.labels import GPU, MANAGED
+from llmengine_operator.labels import GPU, MANAGED, QUEUE
 from llmengine_operator.observation import Engine
 from llmengine_operator.resources.placement import place
 from llmengine_operator.scheduling import accepted_taints
@@ -45,6 +45,11 @@ def metadata(
     if annotations:
         result["annotations"] = dict(annotations)
     return result
+
+
+def queued(engine: Engine) -> dict[str, str]:
+    """The label by which Kueue knows a Job or a Deployment of an engine that has a queue."""
+    return {QUEUE: engine.queue} if engine.queue else {}
 
 
 def container_security() -> dict[str, Any]:

@@ -25,12 +25,13 @@ _VERBS = {
 _SUBRESOURCES = {"apply_status": "status", "overwrite_status": "status", "scale": "scale"}
 # Where the kind is a variable, with what it stands for there.
 _VARIABLE: dict[str, tuple[Kind, ...]] = {
-    "apply.py": (kinds.DEPLOYMENT, kinds.SERVICE, kinds.HPA),
-    "observe.py": (kinds.DEPLOYMENT, kinds.SERVICE, kinds.HPA),
+    "apply.py": (kinds.DEPLOYMENT, kinds.SERVICE, kinds.HPA, kinds.PDB),
+    "observe.py": (kinds.DEPLOYMENT, kinds.SERVICE, kinds.HPA, kinds.PDB),
     "watch_audit.py": tuple(watch.kind for watch in WATCHES),
 }
-# get by name is for what has a name that we need, whoever made it: not for autoscalers.
-_NOT_MEANT = {("get", kinds.HPA)}
+# get by name is for what has a name that we need, whoever made it: not for autoscalers
+# and budgets, which are listed.
+_NOT_MEANT = {("get", kinds.HPA), ("get", kinds.PDB)}
 
 
 @dataclass(frozen=True, order=True)

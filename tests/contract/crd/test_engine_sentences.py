@@ -280,6 +280,30 @@ PVC = {"spec.model.uri": "pvc://claim/smollm2", "spec.model.revision": "v1"}
             id="autoscaling without a maximum",
         ),
         pytest.param(
+            {"spec.serving.rollout": {"strategy": "Replace", "maxSurge": 1}},
+            "spec.serving.rollout.maxSurge: Forbidden: strategy Replace makes no pod beside the old"
+            " ones: remove maxSurge, or write strategy Surge",
+            id="a surge without a surge",
+        ),
+        pytest.param(
+            {"spec.serving.rollout": {"maxSurge": 0}},
+            "spec.serving.rollout.maxSurge: Invalid value: must be more than 0, unless the strategy"
+            " is Replace",
+            id="a surge of nothing",
+        ),
+        pytest.param(
+            {"spec.serving.rollout": {"strategy": "Replace", "maxUnavailable": "0%"}},
+            "spec.serving.rollout.maxUnavailable: Invalid value: must be more than 0 with strategy"
+            " Replace: an old pod has to go before a new one can come",
+            id="room without a gap",
+        ),
+        pytest.param(
+            {"spec.serving.rollout.maxUnavailable": "a few"},
+            'spec.serving.rollout.maxUnavailable: Invalid value: "a few": not a number of pods:'
+            " write one, such as 1, or a share of them, such as 25%",
+            id="not a number of pods",
+        ),
+        pytest.param(
             {"spec.serving.modelName": "my model"},
             'spec.serving.modelName: Invalid value: "my model": not a name for a model: write'
             " letters, digits, _, . and -, beginning with a letter or digit",

@@ -19,6 +19,7 @@ from llmengine_operator.kinds import (
     JOB,
     LLMENGINE,
     NODE,
+    PDB,
     POD,
     PVC,
     RUNTIME,
@@ -35,7 +36,7 @@ from tests.contract.store.place import Place
 MODEL = "s3://models/smollm2"
 # Two cores are shared with everything else that a test run does.
 PATIENCE = 60.0
-CHILDREN = (JOB, DEPLOYMENT, SERVICE, HPA)
+CHILDREN = (JOB, DEPLOYMENT, SERVICE, HPA, PDB)
 
 
 @dataclass
@@ -232,10 +233,10 @@ class Stage:
         return self.api.items(kind.path(self.team if namespace == "" else namespace) + query)
 
     def children(self, namespace: str = "") -> dict[str, dict[str, Any]]:
-        """Deployments, Services and autoscalers, each by its kind and name."""
+        """Deployments, Services, autoscalers and budgets, each by its kind and name."""
         return {
             f"{kind}/{item['metadata']['name']}": item
-            for kind in (DEPLOYMENT, SERVICE, HPA)
+            for kind in (DEPLOYMENT, SERVICE, HPA, PDB)
             for item in self.items(kind, namespace)
         }
 

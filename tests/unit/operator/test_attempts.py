@@ -26,6 +26,7 @@ def job(*, age: str = "2026-11-24T11:59:50Z", **status: Any) -> dict[str, Any]:
                 "llmengine.io/build-options": "one",
             },
         },
+        "spec": {},
         "status": status,
     }
 
@@ -216,3 +217,26 @@ def test_a_sidecar_is_not_taken_for_the_builder() -> None:
     seen = read_attempt(job(**FAILED), [the_pod], (), NOW)
     assert seen.reason == "BuildOutOfMemory"
     assert "1Gi" in seen.message
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        pytest.param(
+            {"kueue.x-k8s.io/queue-name": "gpus"},
+            "the Job is suspended: the queue gpus has not admitted it",
+            id="by its queue",
+        ),
+        pytest.param({}, "the Job is suspended: somebody suspended it", id="by somebody"),
+    ],
+)
+def test_a_suspended_job_waits_for_quota_and_holds_up_no_other(
+    labels: dict[str, str], says: str
+) -> None:
+    suspended = job()
+    suspended["metadata"]["labels"] = labels
+    suspended["spec"]["suspend"] = True
+    attempt = read_attempt(suspended, [], [], NOW)
+    assert (attempt.state, attempt.reason) == (AttemptState.WAITING, "WaitingForQuota")
+    assert attempt.message == says
+    assert attempt.blocked

@@ -79,7 +79,7 @@ def test_services_stand_before_there_is_anything_to_serve() -> None:
 def test_a_cached_engine_is_served_without_a_build() -> None:
     world = World().cached()
     assert world.decide().wishes == ()
-    assert kinds(world) == ["Deployment", "Service", "Service", "Service"]
+    assert kinds(world) == ["Deployment", "PodDisruptionBudget", "Service", "Service", "Service"]
     assert conditions(status_of(world))["Ready"] == ("Unknown", "RollingOut")
 
 

@@ -1,0 +1,117 @@
+"""How a Deployment's new pods take the place of old ones, so that no rollout waits for ever. Pure.
+
+A pod more needs room for a pod more. On a cluster whose GPUs are all taken there is none, and a
+rollout that insists on it never ends: the new pod waits for what the old one holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmengine.api.v1alpha1 import RolloutOptions, RolloutStrategy
+from llmengine_operator.observation import KubeObject, Node
+from llmengine_operator.pods import newest, unscheduled
+
+_TEMPLATE = "pod-template-hash"
+# "0/3 nodes are available: 1 Insufficient cpu, 2 Insufficient nvidia.com/gpu. preemption: ..."
+_LACKING = re.compile(r"Insufficient ([\w./-]*\w)")
+_NO_SLOT = "Too many pods"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Of a Deployment: numbers of pods, or shares such as 25%; the deadline in seconds."""
+
+    max_surge: int | str
+    max_unavailable: int | str
+    progress_deadline_seconds: int
+
+
+def strategy(
+    options: RolloutOptions,
+    deployment: KubeObject | None,
+    pods: Sequence[KubeObject],
+    nodes: Sequence[Node],
+) -> Strategy:
+    """`deployment` as it stands, and its `pods`."""
+    deadline = options.progress_deadline_seconds
+    gap = options.max_unavailable
+    if _gives_way(options.strategy, deployment, pods, nodes):
+        # Who wants no pod to be missing does not want a standstill instead.
+        return Strategy(0, 1 if gap in (None, 0, "0%") else gap, deadline)
+    return Strategy(1 if options.max_surge is None else options.max_surge, gap or 0, deadline)
+
+
+def gives_way(deployment: KubeObject) -> bool:
+    """Whether its old pods make room before new ones come."""
+    surge = deployment["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxSurge")
+    return surge in (0, "0%")
+
+
+def rolled_out(deployment: KubeObject) -> bool:
+    """Whether all wanted pods are of the newest template and available, and no others are left."""
+    wanted, status = deployment["spec"].get("replicas", 1), deployment.get("status", {})
+    return bool(
+        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+        and status.get("updatedReplicas", 0) == wanted
+        and status.get("replicas", 0) == wanted
+        and status.get("availableReplicas", 0) == wanted
+    )
+
+
+def _gives_way(
+    wanted: RolloutStrategy,
+    deployment: KubeObject | None,
+    pods: Sequence[KubeObject],
+    nodes: Sequence[Node],
+) -> bool:
+    if wanted is not RolloutStrategy.AUTO:
+        return wanted is RolloutStrategy.REPLACE
+    if deployment is None or rolled_out(deployment):
+        return False
+    # To the end of the rollout: else each next pod would run into the same wall first.
+    return gives_way(deployment) or _old_hold_what_new_lack(pods, nodes)
+
+
+def _old_hold_what_new_lack(pods: Sequence[KubeObject], nodes: Sequence[Node]) -> bool:
+    """Whether an old pod's end may let a new one be scheduled.
+
+    Not so where a new pod fits no node for another reason, such as a selector that nothing has:
+    there the old pods would go for nothing.
+    """
+    latest = newest(pods)
+    if latest is None:
+        return False
+    lacking = _lacking(unscheduled(latest))
+    return any(
+        _template(old) != _template(latest)
+        and "deletionTimestamp" not in old["metadata"]
+        and lacking & _held(old)
+        and _fits(latest, old["spec"].get("nodeName", ""), nodes)
+        for old in pods
+    )
+
+
+def _template(pod: KubeObject) -> str:
+    return str(pod["metadata"].get("labels", {}).get(_TEMPLATE, ""))
+
+
+def _lacking(sentence: str) -> set[str]:
+    """Resources that the scheduler says no node has enough of."""
+    return set(_LACKING.findall(sentence)) | ({"pods"} if _NO_SLOT in sentence else set())
+
+
+def _held(pod: KubeObject) -> set[str]:
+    """Resources that a pod on a node takes from it."""
+    asked: set[str] = {"pods"}
+    for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
+        asked |= container.get("resources", {}).get("requests", {}).keys()
+    return asked
+
+
+def _fits(pod: KubeObject, name: str, nodes: Iterable[Node]) -> bool:
+    """Whether the pod's nodeSelector allows the node."""
+    selector: Mapping[str, str] = pod["spec"].get("nodeSelector", {})
+    return any(node.name == name and selector.items() <= node.labels.items() for node in nodes)
