@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llmengine.api.v1alpha1 import RolloutOptions, RolloutStrategy
 from llmengine_operator.observation import KubeObject, Node
-from llmengine_operator.pods import newest, unscheduled
+from llmengine_operator.pods import unscheduled
 
 _TEMPLATE = "pod-template-hash"
 # "0/3 nodes are available: 1 Insufficient cpu, 2 Insufficient nvidia.com/gpu. preemption: ..."
@@ -81,16 +81,18 @@ def _old_hold_what_new_lack(pods: Sequence[KubeObject], nodes: Sequence[Node]) -
     Not so where a new pod fits no node for another reason, such as a selector that nothing has:
     there the old pods would go for nothing.
     """
-    latest = newest(pods)
-    if latest is None:
-        return False
-    lacking = _lacking(unscheduled(latest))
     return any(
-        _template(old) != _template(latest)
-        and "deletionTimestamp" not in old["metadata"]
-        and lacking & _held(old)
-        and _fits(latest, old["spec"].get("nodeName", ""), nodes)
-        for old in pods
+        (lacking := _lacking(unscheduled(new)))
+        and any(
+            _template(old) != _template(new)
+            # A second is all that tells them apart; in the same one, which is old does not matter.
+            and old["metadata"]["creationTimestamp"] <= new["metadata"]["creationTimestamp"]
+            and "deletionTimestamp" not in old["metadata"]
+            and lacking & _held(old)
+            and _fits(new, old["spec"].get("nodeName", ""), nodes)
+            for old in pods
+        )
+        for new in pods
     )
 
 

@@ -573,3 +573,24 @@ def test_pods_that_a_quota_refuses_are_seen_at_the_deployment() -> None:
     status = status_of(world)
     assert conditions(status)["Stalled"] == ("True", "QuotaExceeded")
     assert "exceeded quota: small" in message(status)
+
+
+def test_a_rollout_whose_old_pods_make_room_says_so() -> None:
+    world = World(serving={"rollout": {"strategy": "Replace"}, "replicas": 2})
+    world.cached().serving(ready=1, replicas=2)
+    status = status_of(world)
+    assert conditions(status)["Ready"] == ("Unknown", "MakingRoom")
+    assert message(status) == (
+        "amd64: old pods make room before new ones come; 2 of 2 pods are of the newest template,"
+        " 1 are ready"
+    )
+
+
+def test_an_engine_with_a_queue_has_its_builds_and_pods_admitted_by_it() -> None:
+    queue = {"kueue.x-k8s.io/queue-name": "gpus"}
+    world = World().with_engine(queue="gpus")
+    job = build_job(world.decide().wishes[0].order, CONFIG)
+    obj = deployment_of(world.cached()).object
+    for made in (job, obj):
+        assert made["metadata"]["labels"].items() >= queue.items()
+        assert not made["spec"]["template"]["metadata"]["labels"].items() >= queue.items()

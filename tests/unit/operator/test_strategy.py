@@ -89,6 +89,12 @@ def test_old_pods_make_room_when_a_new_one_waits_for_what_they_hold() -> None:
     assert of(deployment(replicas=3, updated=1), OLD, NEW) == Strategy(0, 1, 600)
 
 
+def test_pods_that_were_made_in_the_same_second_are_told_apart_by_their_place() -> None:
+    old, new = pod("old", age=1, node="gpu-1"), pod("new", age=1, says=FULL)
+    for pods in ((old, new), (new, old)):
+        assert of(deployment(replicas=3, updated=1), *pods).max_surge == 0
+
+
 def test_the_gap_that_a_user_allows_is_kept_while_old_pods_make_room() -> None:
     full = deployment(replicas=3, updated=1)
     assert of(full, OLD, NEW, maxUnavailable="50%").max_unavailable == "50%"
