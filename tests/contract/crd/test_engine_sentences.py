@@ -298,8 +298,8 @@ PVC = {"spec.model.uri": "pvc://claim/smollm2", "spec.model.revision": "v1"}
             id="room without a gap",
         ),
         pytest.param(
-            {"spec.serving.rollout.maxUnavailable": "a few"},
-            'spec.serving.rollout.maxUnavailable: Invalid value: "a few": not a number of pods:'
+            {"spec.serving.rollout.maxUnavailable": "few"},
+            'spec.serving.rollout.maxUnavailable: Invalid value: "few": not a number of pods:'
             " write one, such as 1, or a share of them, such as 25%",
             id="not a number of pods",
         ),
