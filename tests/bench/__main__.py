@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("graph", "session", "serving", "build", "fetch", "operator", "cluster")
+MODULES = ("graph", "session", "serving", "build", "fetch", "operator", "cluster", "rollouts")
 
 
 def main() -> int:
