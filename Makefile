@@ -21,7 +21,8 @@ test: lint tools ## Lint, then every test: unit, contract, cluster, e2e, faults
 	$(BIN)/pytest tests/unit
 	$(BIN)/pytest tests/contract
 	$(BIN)/pytest tests/cluster
-	$(BIN)/pytest tests/e2e tests/faults
+	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest tests/faults
 
 .PHONY: unit
 unit: .venv/ready ## Tests that need nothing and take seconds

@@ -26,6 +26,7 @@ from tests.cluster.images import Image
 from tests.cluster.namespace import Namespace
 from tests.cluster.paths import ClusterError, State
 from tests.cluster.startup import Description, Mode, Report, Running
+from tests.cluster.waiting import wait_for
 from tests.tools import build as tools
 
 _PROGRAMS = ("setpriv", "openssl")
@@ -240,6 +241,17 @@ class Cluster:
         options = {"text": True, "env": self.environment(), **options}
         check = options.pop("check", True)
         return subprocess.run(self.command(*command), check=check, **options)
+
+    def wait_forwarded(self, namespace: str, service: str, port: int, timeout: float = 60) -> None:
+        """Waits until a Service forwards to some pod: kube-proxy learns of a ready one last."""
+        path = f"/api/v1/namespaces/{namespace}/services/{service}"
+        address = str(self.api.get(path)["spec"]["clusterIP"])
+
+        def connects() -> bool:
+            self.namespace.connect(address, port, 5).close()
+            return True
+
+        wait_for(connects, timeout, f"{namespace}/{service}:{port} to lead to a pod")
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
         """What kubectl prints. Raises ClusterError with its error output when it fails."""

@@ -95,6 +95,7 @@ class Demo:
 
         with self.served(cluster):
             list_store(there.stored())
+            cluster.wait_forwarded(NAMESPACE, ENGINE, 8001)
             ask(cluster, f"{ENGINE}.{NAMESPACE}.svc.cluster.local:8001")
         self.say("done. The cluster still runs; use it, or end it with 'make demo-down':")
         print(f"  tests/cluster/cluster --name {CLUSTER} kubectl get llmengines -A")

@@ -85,7 +85,12 @@ class Engine:
         return wait_for(there, timeout, lambda: f"{what}: {json.dumps(self.status(), indent=1)}")
 
     def wait_ready(self, timeout: float = PATIENCE) -> None:
-        self.wait("Ready", "True", timeout=timeout)
+        """And, if it has pods, until clients get to one."""
+        if self.wait("Ready", "True", timeout=timeout)["reason"] != "ScaledToZero":
+            self.wait_forwarded()
+
+    def wait_forwarded(self) -> None:
+        self.platform.cluster.wait_forwarded(self.namespace, self.name, 8001)
 
     def wait_stalled(self, reason: str, timeout: float = PATIENCE) -> str:
         """The sentence of the Stalled condition."""

@@ -52,6 +52,7 @@ def test_a_dead_engine_process_turns_the_pod_unready_and_restarts_it_within_a_mi
     until(lambda: restarts(served) == 1, "the container to be restarted", 60)
     until(lambda: served.condition("Available").get("status") == "True", "the pod to be ready", 60)
     print(f"unready, restarted and ready again: {time.monotonic() - began:.1f} s")
+    served.wait_forwarded()
     assert answers(served)
 
 
