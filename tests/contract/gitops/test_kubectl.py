@@ -186,6 +186,7 @@ def test_orphans_serve_on_and_are_taken_back_by_an_engine_of_the_same_name(
             desk.job(version)
             stage.until_reason("Building")
             assert desk.pods() == pods
+            assert stage.conditions()["Available"] == ("True", "Serving")
             desk.build(version)
         stage.until_reason("Serving")
     assert all(seen["status"]["availableReplicas"] >= 1 for seen in recorder.deployments())
