@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmengine.architecture import Architecture
+from llmengine_operator.resources.deployment import deployment_name
 from tests.cluster.cluster import Cluster
 from tests.cluster.paths import ClusterError
 from tests.contract.charts.helm import CHARTS, CRDS, OPERATOR, Helm
@@ -123,6 +125,20 @@ def test_the_chart_accepts_values(helm: Helm, schemas: Path, path: Path) -> None
     helm.run("lint", "--strict", str(OPERATOR), values=values)
     rendered = helm.render(OPERATOR, values)
     kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor")
+
+
+def test_the_example_for_keda_scales_what_the_operator_makes_and_leaves_alone() -> None:
+    engine, scaled = yaml.safe_load_all((EXAMPLES / "keda.yaml").read_text())
+    (architecture,) = engine["spec"]["architectures"]
+    name = deployment_name(engine["metadata"]["name"], Architecture.parse(architecture))
+    assert scaled["spec"]["scaleTargetRef"] == {"kind": "Deployment", "name": name}
+    assert not {"replicas", "autoscaling"} & set(engine["spec"].get("serving", {}))
+    (trigger,) = scaled["spec"]["triggers"]
+    asked = set(re.findall(r"llmengine_\w+", trigger["metadata"]["query"]))
+    page = (CHARTS.parent / "docs" / "operations.md").read_text()
+    explained = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
+    assert asked == {"llmengine_slots", "llmengine_queue_depth"}
+    assert asked <= explained
 
 
 def test_the_readme_has_the_smallest_values_as_they_are() -> None:

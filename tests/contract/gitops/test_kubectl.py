@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmengine_operator.kinds import LLMENGINE
+from llmengine_operator.kinds import LLMENGINE, RUNTIME
 from tests.contract.gitops.desk import Desk
 from tests.contract.gitops.recorder import Recorder, told
 from tests.contract.operator.command import OperatorCommand
@@ -110,6 +110,27 @@ def test_the_same_goes_for_an_apply_on_the_clients_side(stage: Stage, desk: Desk
     said = desk.kubectl("apply", "--filename", file)
     assert said == "llmengine.llmengine.io/chat unchanged\n"
     assert desk.engine()["metadata"]["resourceVersion"] == before
+
+
+def test_a_runtime_that_was_applied_differs_from_nothing_either(desk: Desk) -> None:
+    manifest = {
+        "apiVersion": RUNTIME.api_version,
+        "kind": RUNTIME.kind,
+        "metadata": {"name": f"{desk.revision}-runtime"},
+        "spec": {
+            "backend": "onnxruntime",
+            "version": "1.32.0",
+            "accelerator": "cpu",
+            "image": {"repository": "registry.test/engine", "tag": "v1"},
+            "podDefaults": {"buildResources": {"requests": {"cpu": 1, "memory": "1024Mi"}}},
+        },
+    }
+    file = desk.write(manifest)
+    for apply in (server_side("argocd-controller"), ()):
+        desk.kubectl("apply", *apply, "--filename", file)
+        diff = desk.run("diff", *apply, "--filename", file)
+        assert (diff.returncode, diff.stdout) == (0, "")
+        desk.kubectl("delete", "--filename", file)
 
 
 def test_an_edit_by_hand_is_drift_and_is_undone_by_whoever_applies(
