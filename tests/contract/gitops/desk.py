@@ -43,7 +43,9 @@ class Desk:
         file.write_text(yaml.safe_dump(dict(manifest)))
         return str(file)
 
-    def run(self, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, timeout: float = 2 * PATIENCE
+    ) -> subprocess.CompletedProcess[str]:
         """kubectl, whatever its exit status."""
         command = ("kubectl", "--namespace", self.stage.team, *arguments)
         return self.stage.cluster.exec(*command, capture_output=True, check=False, timeout=timeout)

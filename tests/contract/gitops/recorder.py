@@ -74,8 +74,22 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is None:
+            self._stage.until("the watches to bring all that is there", self._caught_up)
         for watches in self._watches:
             watches.stop()
+
+    def _caught_up(self) -> bool:
+        """What a test has seen by asking may not have been told yet."""
+        told: dict[str, int] = {}
+        for _, _, obj in list(self._events):
+            meta = obj["metadata"]
+            told[meta["uid"]] = max(told.get(meta["uid"], 0), int(meta["resourceVersion"]))
+        there = [*self._stage.jobs()]
+        for kind in (LLMENGINE, DEPLOYMENT):
+            there += self._stage.items(kind)
+        metas = [obj["metadata"] for obj in there]
+        return all(told.get(m["uid"], 0) >= int(m["resourceVersion"]) for m in metas)
 
     def _deliver(self, kind: Kind, event: str, obj: dict[str, Any]) -> None:
         self._events.append((kind, event, obj))
