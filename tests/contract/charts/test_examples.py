@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.paths import ClusterError
 from tests.contract.charts.helm import CHARTS, CRDS, OPERATOR, Helm
 from tests.contract.charts.schemas import kubeconform
-from tests.tools.crds import crds
+from tests.tools.build import ToolError
+from tests.tools.crds import MODULES, crds
 
 EXAMPLES = CHARTS.parent / "examples"
 FOLDERS = sorted(path.parent for path in EXAMPLES.rglob("kustomization.yaml"))
@@ -99,6 +101,12 @@ def test_a_mistake_in_an_example_for_a_tool_would_be_seen(
         with_foreign_kinds.kubectl(
             "apply", "--dry-run=server", "--filename", "-", stdin=yaml.safe_dump(manifest)
         )
+
+
+def test_kinds_of_tools_that_are_not_those_that_were_pinned_are_refused() -> None:
+    other = replace(MODULES[1], sum="h1:other")
+    with pytest.raises(ToolError, match=rf"{other.path} {other.version} is h1:.+, not h1:other"):
+        other.read()
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=name_of)
