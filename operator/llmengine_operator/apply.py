@@ -38,7 +38,7 @@ REPLICAS_MANAGER = f"{FIELD_MANAGER}-replicas"
 
 @dataclass(frozen=True)
 class Applied:
-    """Names of the Deployments that were written, and the first refusal, if any."""
+    """Names of the Deployments that are not as they were read, and the first refusal, if any."""
 
     deployments: frozenset[str]
     refused: Problem | None
@@ -60,8 +60,8 @@ class Applier:
         refused: Problem | None = None
         for action in actions:
             try:
-                if self._carry_out(observation, action) and isinstance(action, ApplyDeployment):
-                    written.add(action.object["metadata"]["name"])
+                if self._carry_out(observation, action):
+                    written |= _deployments(action)
             except (InvalidError, ForbiddenError) as error:
                 log.warning("%s", error)
                 refused = refused or Problem(
@@ -71,6 +71,7 @@ class Applier:
                 )
             except (NotFoundError, ConflictError) as error:
                 log.info("left to the next pass, for it was changed meanwhile: %s", error)
+                written |= _deployments(action)
         return Applied(frozenset(written), refused)
 
     def _carry_out(self, observation: Observation, action: Action) -> bool:
@@ -116,6 +117,16 @@ class Applier:
             {"metadata": identity, "spec": {"replicas": replicas}},
             manager=REPLICAS_MANAGER,
         )
+
+
+def _deployments(action: Action) -> set[str]:
+    """Names of the Deployments that an action changes."""
+    match action:
+        case ApplyDeployment(obj):
+            return {obj["metadata"]["name"]}
+        case Scale(_, name):
+            return {name}
+    return set()
 
 
 def _half_made(deployment: KubeObject) -> bool:

@@ -19,7 +19,7 @@ from llmengine.api.v1alpha1 import (
 from llmengine.architecture import Architecture
 from llmengine_operator.conditions import ConditionType, Finding, set_conditions, summary
 from llmengine_operator.decision import Decision, TargetPlan
-from llmengine_operator.observation import Engine, Found, Observation
+from llmengine_operator.observation import Engine, Found, KubeObject, Observation
 from llmengine_operator.pods import is_ready
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import deployment_name
@@ -69,7 +69,7 @@ def report(
     cached = sum(part.plan.row.state is EngineState.CACHED for part in counting)
     findings = [
         *_ready(engine, parts, problem),
-        _available(serving),
+        _available(serving, observation.pods),
         _built(counting or parts),
     ]
     return _status(observation, decision, findings, now).model_copy(
@@ -97,7 +97,7 @@ def _without_plans(
             reconciling=None if problem.stalled else ready,
             done=ready,
         ),
-        _available(serving),
+        _available(serving, observation.pods),
         Finding(ConditionType.ENGINES_BUILT, None, problem.reason, problem.message),
     ]
     return _status(observation, decision, findings, now).model_copy(
@@ -225,8 +225,9 @@ def _finding(part: _Part, reason: str, message: str) -> Finding:
     return Finding(ConditionType.READY, None, reason, f"{place}: {message}" if message else place)
 
 
-def _available(serving: Sequence[ServingStatus]) -> Finding:
-    ready = sum(row.ready_replicas for row in serving)
+def _available(serving: Sequence[ServingStatus], pods: Sequence[KubeObject]) -> Finding:
+    """Pods that no row is about serve as well: those that a deleted engine of the name has left."""
+    ready = sum(row.ready_replicas for row in serving) or sum(is_ready(pod) for pod in pods)
     if ready:
         answer = "1 pod answers" if ready == 1 else f"{ready} pods answer"
         return Finding(ConditionType.AVAILABLE, True, Reason.SERVING, answer)

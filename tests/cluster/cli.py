@@ -13,6 +13,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.images import Image
 from tests.cluster.paths import ClusterError, State, cache
 from tests.tools import build as tools
+from tests.tools import crds
 
 DEBIAN_PACKAGES = {
     "cluster": (
@@ -195,6 +196,7 @@ def _install(options: argparse.Namespace) -> int:
             if done.returncode != 0:
                 raise ClusterError(f"failed: {' '.join(command)}")
     tools.build(*tools.TOOLS)
+    crds.crds()
     print(f"installed: programs in {cache() / 'tools'}")
     return 0
 

@@ -111,6 +111,13 @@ TOOLS = {
             "github.com/Shopify/toxiproxy/v2/cmd/server",
             stamps=(("github.com/Shopify/toxiproxy/v2.Version", "{version}"),),
         ),
+        # What Flux and Helm 4 say of an object; Argo CD's interpreter is pinned beside it.
+        Tool("gitops", "github.com/fluxcd/cli-utils"),
+        Tool(
+            "controller-gen",
+            "sigs.k8s.io/controller-tools",
+            "sigs.k8s.io/controller-tools/cmd/controller-gen",
+        ),
     )
 }
 
@@ -158,7 +165,7 @@ def _compile(tool: Tool, output: Path) -> None:
     built = subprocess.run(
         ["nice", "-n", "5", *command, tool.package],
         cwd=tool.folder,
-        env=_environment(),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -169,7 +176,8 @@ def _compile(tool: Tool, output: Path) -> None:
         raise ToolError(f"building {tool.name} failed in {tool.folder}:\n{last}")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of every call of Go."""
     # Static binaries run in any image; GOFLAGS of the caller would change the cache keys.
     return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
 
@@ -180,7 +188,7 @@ def _key(tool: Tool) -> str:
     go = subprocess.run(
         ["go", "version"],
         cwd=tool.folder,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -24,7 +24,13 @@ README = ROOT / "README.md"
 OPERATIONS = ROOT / "docs/operations.md"
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/*.md", "charts/*/README.md", "tests/**/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "charts/*/README.md",
+        "examples/**/*.md",
+        "tests/**/*.md",
+    )
     for page in ROOT.glob(pattern)
 )
 SPECS: dict[str, type[BaseModel]] = {

@@ -2,40 +2,129 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from llmengine.architecture import Architecture
+from llmengine_operator.resources.deployment import deployment_name
 from tests.cluster.cluster import Cluster
+from tests.cluster.paths import ClusterError
 from tests.contract.charts.helm import CHARTS, CRDS, OPERATOR, Helm
 from tests.contract.charts.schemas import kubeconform
+from tests.tools.build import ToolError
+from tests.tools.crds import MODULES, crds
 
 EXAMPLES = CHARTS.parent / "examples"
-MANIFESTS = sorted(EXAMPLES.glob("*.yaml"))
+FOLDERS = sorted(path.parent for path in EXAMPLES.rglob("kustomization.yaml"))
+MANIFESTS = sorted(
+    path
+    for pattern in ("*.yaml", "gitops/**/*.yaml")
+    for path in EXAMPLES.glob(pattern)
+    if path.parent not in FOLDERS
+)
 VALUES = sorted(EXAMPLES.glob("values/*.yaml"))
+# Of tools that an example is written for: no schema of Kubernetes has them.
+FOREIGN = "GitRepository,Kustomization,HelmRelease,Application,ScaledObject"
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(EXAMPLES).with_suffix(""))
+
+
+@pytest.fixture(scope="module")
+def with_foreign_kinds(chart_cluster: Cluster) -> Cluster:
+    """A cluster that has the tools' kinds, and the namespaces that examples name."""
+    for crd in crds():
+        chart_cluster.kubectl("apply", "--server-side", "--filename", str(crd))
+    chart_cluster.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=60s")
+    present = {n["metadata"]["name"] for n in chart_cluster.api.items("/api/v1/namespaces")}
+    for namespace in {"argocd", "flux-system", "demo"} - present:
+        chart_cluster.kubectl("create", "namespace", namespace)
+    return chart_cluster
 
 
 def test_there_are_examples() -> None:
     assert {"first-engine", "hf", "pvc", "autoscaling", "gpu"} <= {path.stem for path in MANIFESTS}
+    assert {"gitops/flux/engines", "gitops/argocd/engines"} <= {name_of(p) for p in MANIFESTS}
     assert {"minimal", "demo", "tenants", "gpus"} <= {path.stem for path in VALUES}
-    found = {*MANIFESTS, *VALUES}
-    assert {path for path in EXAMPLES.rglob("*") if path.is_file()} == found
+    pages = EXAMPLES.rglob("README.md")
+    parts = (part for folder in FOLDERS for part in folder.iterdir())
+    assert {path for path in EXAMPLES.rglob("*") if path.is_file()} == {
+        *MANIFESTS,
+        *VALUES,
+        *pages,
+        *parts,
+    }
 
 
 @pytest.mark.controlplane
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MANIFESTS, ids=name_of)
 def test_the_api_server_accepts_a_manifest(
-    chart_cluster: Cluster, cluster_helm: Helm, path: Path
+    with_foreign_kinds: Cluster, cluster_helm: Helm, path: Path
 ) -> None:
     cluster_helm.run("upgrade", "--install", "llmengine-crds", str(CRDS))
-    said = chart_cluster.kubectl("apply", "--dry-run=server", "--filename", str(path))
+    said = with_foreign_kinds.kubectl("apply", "--dry-run=server", "--filename", str(path))
     assert said.count("created (server dry run)") == len(list(yaml.safe_load_all(path.read_text())))
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.controlplane
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_the_api_server_accepts_a_folder(
+    with_foreign_kinds: Cluster, cluster_helm: Helm, folder: Path
+) -> None:
+    cluster_helm.run("upgrade", "--install", "llmengine-crds", str(CRDS))
+    said = with_foreign_kinds.kubectl("apply", "--dry-run=server", "--kustomize", str(folder))
+    assert said == "llmengine.llmengine.io/smollm2 created (server dry run)\n"
+
+
+@pytest.mark.controlplane
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("Kustomization", id="of Flux"),
+        pytest.param("HelmRelease", id="of Flux, whose kind was generated"),
+        pytest.param("Application", id="of Argo CD"),
+        pytest.param("ScaledObject", id="of KEDA"),
+    ],
+)
+def test_a_mistake_in_an_example_for_a_tool_would_be_seen(
+    with_foreign_kinds: Cluster, kind: str
+) -> None:
+    found = (m for path in MANIFESTS for m in yaml.safe_load_all(path.read_text()))
+    manifest = next(m for m in found if m["kind"] == kind)
+    manifest["spec"]["healthCheck"] = []
+    with pytest.raises(ClusterError, match=re.escape('unknown field "spec.healthCheck"')):
+        with_foreign_kinds.kubectl(
+            "apply", "--dry-run=server", "--filename", "-", stdin=yaml.safe_dump(manifest)
+        )
+
+
+def test_kinds_of_tools_that_are_not_those_that_were_pinned_are_refused() -> None:
+    other = replace(MODULES[1], sum="h1:other")
+    with pytest.raises(ToolError, match=rf"{other.path} {other.version} is h1:.+, not h1:other"):
+        other.read()
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=name_of)
 def test_a_manifest_is_valid(schemas: Path, path: Path) -> None:
-    kubeconform(schemas, path.read_text())
+    kubeconform(schemas, path.read_text(), skip=FOREIGN)
+
+
+@pytest.mark.parametrize("tool", ["flux", "argocd"])
+def test_the_chart_accepts_the_values_in_an_example_for_a_tool(
+    helm: Helm, schemas: Path, tool: str
+) -> None:
+    text = (EXAMPLES / "gitops" / tool / "platform.yaml").read_text()
+    found = {m["metadata"]["name"]: m["spec"] for m in yaml.safe_load_all(text)}
+    spec = found["llmengine-operator"]
+    values = spec["values"] if tool == "flux" else spec["source"]["helm"]["valuesObject"]
+    chart = spec["chart"]["spec"]["chart"] if tool == "flux" else spec["source"]["path"]
+    rendered = helm.render(CHARTS.parent / chart, values)
+    kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor")
 
 
 @pytest.mark.parametrize("path", VALUES, ids=lambda path: path.stem)
@@ -44,6 +133,20 @@ def test_the_chart_accepts_values(helm: Helm, schemas: Path, path: Path) -> None
     helm.run("lint", "--strict", str(OPERATOR), values=values)
     rendered = helm.render(OPERATOR, values)
     kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor")
+
+
+def test_the_example_for_keda_scales_what_the_operator_makes_and_leaves_alone() -> None:
+    engine, scaled = yaml.safe_load_all((EXAMPLES / "keda.yaml").read_text())
+    (architecture,) = engine["spec"]["architectures"]
+    name = deployment_name(engine["metadata"]["name"], Architecture.parse(architecture))
+    assert scaled["spec"]["scaleTargetRef"] == {"kind": "Deployment", "name": name}
+    assert not {"replicas", "autoscaling"} & set(engine["spec"].get("serving", {}))
+    (trigger,) = scaled["spec"]["triggers"]
+    asked = set(re.findall(r"llmengine_\w+", trigger["metadata"]["query"]))
+    page = (CHARTS.parent / "docs" / "operations.md").read_text()
+    explained = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
+    assert asked == {"llmengine_slots", "llmengine_queue_depth"}
+    assert asked <= explained
 
 
 def test_the_readme_has_the_smallest_values_as_they_are() -> None:

@@ -197,10 +197,7 @@ PVC = {"spec.model.uri": "pvc://claim/smollm2", "spec.model.revision": "v1"}
             id="a sequence without end",
         ),
         pytest.param(
-            {
-                "spec.engine.portability": "ComputeCapability",
-                "spec.architectures": ["amd64", "sm_9"],
-            },
+            {"spec.architectures": ["amd64", "sm_9"]},
             f'spec.architectures[1]: Invalid value: "sm_9": {ARCHITECTURE}',
             id="a compute capability of one digit",
         ),

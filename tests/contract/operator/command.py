@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,6 +69,16 @@ class OperatorCommand:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands still meanwhile: what is changed has not been seen by it."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def logged(self, text: str) -> bool:
         return any(text in line["message"] for line in list(self.logs))

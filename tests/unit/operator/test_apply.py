@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from llmengine_operator.apply import REPLICAS_MANAGER, Applier, _stamped
-from llmengine_operator.decision import Apply, ApplyDeployment
+from llmengine_operator.conditions import ConditionType, find
+from llmengine_operator.decision import Apply, ApplyDeployment, Scale
 from llmengine_operator.kinds import Kind
 from llmengine_operator.kube import FIELD_MANAGER, KubeObject
-from llmengine_operator.kube_errors import ConflictError
+from llmengine_operator.kube_errors import ConflictError, NotFoundError
 from llmengine_operator.observation import Found
-from tests.unit.operator.world import World, as_observed
+from llmengine_operator.report import report
+from tests.unit.operator.world import NOW, World, as_observed
 from tests.unit.operator_edge.fake_kube import FakeKube
 
 DEPLOYMENT: dict[str, Any] = {
@@ -40,6 +42,10 @@ class ApplyKube(FakeKube):
         if self.gone and obj["metadata"].get("uid"):
             raise ConflictError(409, "Conflict", "uid mismatch", f"apply {kind}")
         return {**obj, "metadata": {**obj["metadata"], "uid": "made"}}
+
+    def scale(self, kind: Kind, namespace: str, name: str, replicas: int) -> None:
+        if self.gone:
+            raise NotFoundError(404, "NotFound", f"{name} not found", f"scale {kind}")
 
 
 def observed(obj: Mapping[str, Any], **managers: dict[str, Any]) -> Found[Any]:
@@ -87,6 +93,24 @@ def test_a_deployment_that_goes_while_it_is_made_is_left_to_the_next_pass() -> N
     applied = Applier(kube).apply(World().observation, [ApplyDeployment(DEPLOYMENT, 2)])
     assert applied.refused is None
     assert kube.applied[-1] == (REPLICAS_MANAGER, False, 2)
+    # What was read of it is not to be believed any more.
+    assert applied.deployments == {"chat-amd64"}
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["scaled", "gone meanwhile"])
+def test_a_deployment_that_is_scaled_is_not_as_it_was_read(gone: bool) -> None:
+    """Else an engine with more replicas would be Ready before the first of them is made."""
+    kube = ApplyKube()
+    kube.gone = gone
+    world = World(serving={"replicas": 2}).cached().serving(replicas=1)
+    decision = world.decide()
+    assert Scale("team", "chat-amd64", 2) in decision.actions
+    applied = Applier(kube).apply(world.observation, [Scale("team", "chat-amd64", 2)])
+    assert applied.deployments == {"chat-amd64"}
+    status = report(world.observation, decision, applied=applied.deployments, refused=None, now=NOW)
+    ready = find(status.conditions, ConditionType.READY)
+    assert ready is not None
+    assert (ready.status, ready.reason) == ("Unknown", "RollingOut")
 
 
 def test_a_crash_while_a_deployment_is_made_leaves_its_template_with_no_second_owner() -> None:

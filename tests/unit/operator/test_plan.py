@@ -382,6 +382,21 @@ def test_orphans_of_an_engine_of_the_same_name_are_taken_back() -> None:
     assert "Service" in kinds(world)
 
 
+def test_orphans_that_serve_something_else_than_asked_are_available_and_not_ready() -> None:
+    left = World().cached().serving().observation
+    deployment = left.children["Deployment", "chat-amd64"]
+    assert isinstance(deployment, Found)
+    metadata = {k: v for k, v in deployment.value["metadata"].items() if k != "ownerReferences"}
+    orphan = Found({**deployment.value, "metadata": metadata})
+    world = World(model={"uri": "s3://models/smollm2", "revision": "v2"})
+    world.but(children={("Deployment", "chat-amd64"): orphan}, pods=left.pods)
+    assert not [a for a in world.decide().actions if isinstance(a, Delete)]
+    status = status_of(world)
+    assert conditions(status)["Ready"] == ("Unknown", "BuildQueued")
+    assert conditions(status)["Available"] == ("True", "Serving")
+    assert status.serving == []
+
+
 def test_what_a_deleted_engine_of_the_same_name_left_is_waited_for() -> None:
     old = {"apiVersion": "llmengine.io/v1alpha1", "kind": "LLMEngine", "name": "chat", "uid": "old"}
     leftover = {
