@@ -63,7 +63,7 @@ def build(
         compiled = backend.compile(model, options, folder, progress.percent, timings.read())
     with progress.phase(Phase.VERIFY):
         batches = compiled.cache.batches
-        slots = min(max(SLOTS, *batches), request.max_batch_size)
+        slots = min(max((SLOTS, *batches)), request.max_batch_size)
         verification = verify(
             lambda: backend.open(compiled, slots),
             source.folder,

@@ -21,7 +21,7 @@ LIBRARIES_VARIABLE = "LLMENGINE_TENSORRT_LIBS"
 MODULES = ("tensorrt", "tensorrt_bindings")
 _DISTRIBUTIONS = ("tensorrt", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings")
 # In the order in which they need one another.
-_LIBRARIES = ("libnvinfer.so", "libnvonnxparser.so")
+_LIBRARIES = ("libnvinfer.so", "libnvinfer_plugin.so", "libnvonnxparser.so")
 _REMEMBERED = 40
 
 
