@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,20 @@ class Pods:
         began = time.monotonic()
         return _ended(*self.start_build(request), began)
 
+    def compile_seconds(self, request: BuildRequest) -> float:
+        """Seconds of the compilation alone; the build ends with it."""
+        process, _ = self.start_build(request)
+        assert process.stdout is not None
+        said = (json.loads(line) for line in process.stdout)
+        times = {line.get("phase"): line["seconds"] for line in _until(said, "Verify")}
+        process.terminate()
+        process.wait()
+        return float(times["Verify"] - times["Graph"])
+
+    def end_scratch(self) -> None:
+        """A pod's scratch disk ends with the pod."""
+        shutil.rmtree(self.folder / "scratch")
+
     def manifest(self, request: BuildRequest) -> Manifest:
         found = self.place.store().get_manifest(request.key, request.scope)
         assert found is not None
@@ -126,6 +141,15 @@ class Pods:
             },
         )
         return _ended(process, last, began)
+
+
+def _until(lines: Iterable[dict[str, Any]], phase: str) -> Iterator[dict[str, Any]]:
+    """The lines of phases up to the first one of `phase`."""
+    for line in lines:
+        if "phase" in line:
+            yield line
+            if line["phase"] == phase:
+                return
 
 
 def _start(module: str, variables: Mapping[str, str]) -> subprocess.Popen[str]:

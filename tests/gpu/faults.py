@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from llmengine.api.v1alpha1 import EngineOptions
+from llmengine.api.v1alpha1 import DType, EngineOptions
 from llmengine.architecture import Architecture
 from llmengine.artifact import Manifest
 from llmengine_server.session import EngineError
@@ -41,7 +41,13 @@ def _wrong_label(pods: Pods, model: str, options: EngineOptions) -> str:
 
 
 def _too_large(pods: Pods, model: str, options: EngineOptions) -> str:
-    huge = options.model_copy(update={"max_batch_size": 1024, "max_sequence_length": 8192})
+    huge = options.model_copy(
+        update={
+            "dtype": DType.FLOAT32,
+            "max_batch_size": 256,
+            "max_sequence_length": 8192,
+        }
+    )
     ended = pods.build(pods.request(model, huge))
     assert (ended.code, ended.last["reason"]) == (10, "GpuTooSmall"), ended.last
     return (

@@ -1,6 +1,7 @@
 """Random Llamas of real shapes, as Hugging Face directories in bfloat16.
 
 Only their speed and their arithmetic are of interest: tensors are cut from one block of numbers.
+Embeddings are large beside what layers add, as in real models: else roundings would be amplified.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ SHAPES: Mapping[str, Mapping[str, int | bool]] = {
     },
 }
 _VOCABULARY = 128256
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 def write(shape: str, folder: Path, layers: int | None = None) -> Path:
@@ -70,7 +72,7 @@ def _tensors(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
     hidden, wide = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
     head = int(str(config["head_dim"]))
     found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (_VOCABULARY, hidden),
+        _EMBEDDING: (_VOCABULARY, hidden),
         "model.norm.weight": (hidden,),
     }
     if not config["tie_word_embeddings"]:
@@ -92,8 +94,11 @@ def _tensors(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
 
 
 def _write_weights(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
-    numbers = np.random.default_rng(0).standard_normal(_BLOCK, np.float32) * np.float32(0.02)
-    block = (numbers.view(np.uint32) >> 16).astype(np.uint16)
+    numbers = np.random.default_rng(0).standard_normal(_BLOCK, np.float32)
+    blocks = {
+        scale: ((numbers * np.float32(scale)).view(np.uint32) >> 16).astype(np.uint16)
+        for scale in (0.002, 0.02, 1.0)
+    }
     ones: NDArray[np.uint16] = np.full(1 << 16, 0x3F80, np.uint16)
     header, offset = {}, 0
     for name, shape in tensors.items():
@@ -107,6 +112,7 @@ def _write_weights(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
         start = 0
         for name, shape in tensors.items():
             left = math.prod(shape)
+            block = blocks[_scale(name)]
             if name.endswith("norm.weight"):
                 file.write(ones[:left].tobytes())
                 continue
@@ -115,3 +121,9 @@ def _write_weights(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
                 file.write(block[start : start + count].data)
                 left -= count
                 start = (start + count) % _BLOCK
+
+
+def _scale(name: str) -> float:
+    if name == _EMBEDDING:
+        return 1.0
+    return 0.002 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
