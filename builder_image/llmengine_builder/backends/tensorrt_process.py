@@ -57,6 +57,7 @@ def run_compiler(
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
     if failed is not None:
         raise explain(failed, version)
     if done is None or status != 0:
