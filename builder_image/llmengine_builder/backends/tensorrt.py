@@ -43,9 +43,10 @@ from llmengine_server.session.tensorrt_memory import Needs, check_memory
 _LARGEST_PLAN = 1.15
 # Kernels, which even the smallest plan has.
 _PLAN_CODE = 64 * MIB
-# Of memory, in multiples of the weights, and beside them; see docs for what was measured.
+# Of memory, in multiples of the weights, and beside them. Measured by tests/gpu on an H100 with
+# TensorRT 10.6: host 2.0 x + 6.7 GiB, GPU 1.0 x + 2.0 GiB.
 _HOST_WEIGHTS = 2.5
-_HOST_BYTES = 4 * GIB
+_HOST_BYTES = 7 * GIB
 _DEVICE_WEIGHTS = 1.5
 _DEVICE_BYTES = 2 * GIB
 
