@@ -60,7 +60,8 @@ def build(
         folder = places.scratch / "engine"
         folder.mkdir()
         timings = Timings(store, request, architecture)
-        compiled = backend.compile(model, options, folder, progress.percent, timings.read())
+        earlier = timings.read() if backend.measures else b""
+        compiled = backend.compile(model, options, folder, progress.percent, earlier)
     with progress.phase(Phase.VERIFY):
         batches = compiled.cache.batches
         slots = min(max((SLOTS, *batches)), request.max_batch_size)

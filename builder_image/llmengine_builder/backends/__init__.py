@@ -61,6 +61,11 @@ class Backend(Protocol):
         """Of the runtime that is installed here."""
         ...
 
+    @property
+    def measures(self) -> bool:
+        """Whether compiling takes and gives timings."""
+        ...
+
     def check(self, options: CompileOptions) -> None:
         """Raise UnsupportedError for options that this backend cannot build."""
         ...

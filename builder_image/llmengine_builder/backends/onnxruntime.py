@@ -35,6 +35,10 @@ class _OnnxRuntime:
     def version(self) -> str:
         return VERSION
 
+    @property
+    def measures(self) -> bool:
+        return False
+
     def check(self, options: CompileOptions) -> None:
         if options.dtype is not DType.FLOAT32:
             raise UnsupportedError(

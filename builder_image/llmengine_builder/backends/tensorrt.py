@@ -59,6 +59,10 @@ class _TensorRt:
     def version(self) -> str:
         return installed_version() or "none"
 
+    @property
+    def measures(self) -> bool:
+        return True
+
     def check(self, options: CompileOptions) -> None:
         quantization = options.quantization
         for field, value, none in (
