@@ -70,9 +70,10 @@ UV_LOCK := $(UV_COMPILE) --universal
 
 .PHONY: lock
 lock: .venv/ready ## Resolve the dependencies anew
-	$(UV_LOCK) --all-extras pyproject.toml -o requirements.lock
+	$(UV_LOCK) --extra operator --extra builder --extra server --extra dev pyproject.toml -o requirements.lock
 	$(UV_LOCK) --extra operator -c requirements.lock pyproject.toml -o operator/requirements.lock
 	$(UV_LOCK) --extra builder --extra server -c requirements.lock pyproject.toml -o builder_image/requirements.lock
+	$(UV_LOCK) --extra builder --extra server --extra tensorrt --no-emit-package onnxruntime -c requirements.lock pyproject.toml -o builder_image/tensorrt.lock
 	echo 'hatchling>=1.33' | $(UV_COMPILE) -c requirements.lock - -o builder_image/hatchling.lock
 	echo 'nvidia-pytriton==0.7.0' | $(UV_COMPILE) --no-deps - -o builder_image/tritonserver.lock
 	$(UV_LOCK) -c requirements.lock --python-version 3.11 tests/models/golden-requirements.in -o tests/models/golden-requirements.lock

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmengine.architecture import Architecture
-from llmengine.artifact import Limits
+from llmengine.artifact import Limits, Manifest
 from llmengine.requests import BuildReason, BuildRequest, BuildResult, Phase
 from llmengine.store import Contents, Store
 from llmengine_builder.backends import CompileOptions, find_backend
@@ -20,6 +20,7 @@ from llmengine_builder.publish import VerifiedEngine, publish
 from llmengine_builder.resolve import Resolved, resolve
 from llmengine_builder.resources import DISK_BESIDE_MODEL, check_disk, check_memory
 from llmengine_builder.source import Access, Source, SourceFile, open_source
+from llmengine_builder.timings import Timings
 from llmengine_builder.verify import SLOTS, verify
 
 _HASHED_AT_ONCE = 4
@@ -39,14 +40,17 @@ def build(
     """Compile and publish the engine, unless the store has it. Raises BuildError or StoreError."""
     with progress.phase(Phase.RESOLVE):
         if (stored := store.get_manifest(request.key, request.scope)) is not None:
-            return _result(request.key, stored.digest, stored.manifest.size_bytes, progress)
+            return _result(stored.manifest, stored.digest, progress)
         backend = find_backend(request.backend, request.backend_version)
         options = _options(request)
         backend.check(options)
-        device = backend.device(Architecture.parse(request.architecture))
+        architecture = Architecture.parse(request.architecture)
+        device = backend.device(architecture)
         source = open_source(request, access, places.scratch, places.mount)
         resolved = resolve(request, source, places.scratch)
-        check_disk(places.scratch, _disk(resolved, source), request.scratch_bytes)
+        backend.check_model(resolved.model, options, device)
+        disk = _disk(resolved, source) + backend.disk_bytes(resolved.model, options)
+        check_disk(places.scratch, disk, request.scratch_bytes)
         check_memory(backend.host_bytes(resolved.model, options))
     with progress.phase(Phase.DOWNLOAD):
         contents = _download(request.uri, source, resolved, progress)
@@ -55,14 +59,18 @@ def build(
     with progress.phase(Phase.COMPILE):
         folder = places.scratch / "engine"
         folder.mkdir()
-        compiled = backend.compile(model, options, folder, progress.percent)
+        timings = Timings(store, request, architecture)
+        earlier = timings.read() if backend.measures else b""
+        compiled = backend.compile(model, options, folder, progress.percent, earlier)
     with progress.phase(Phase.VERIFY):
-        slots = min(SLOTS, request.max_batch_size)
+        batches = compiled.cache.batches
+        slots = min(max((SLOTS, *batches)), request.max_batch_size)
         verification = verify(
             lambda: backend.open(compiled, slots),
             source.folder,
             request.dtype,
             compiled.cache.buckets,
+            batches,
         )
     with progress.phase(Phase.PUBLISH):
         engine = VerifiedEngine(
@@ -74,8 +82,8 @@ def build(
             contents=contents,
         )
         published = publish(store, request, engine, progress, _now)
-    size = published.manifest.size_bytes
-    return _result(request.key, published.digest, size, progress)
+        timings.keep(compiled.timing)
+    return _result(published.manifest, published.digest, progress)
 
 
 def _options(request: BuildRequest) -> CompileOptions:
@@ -115,9 +123,13 @@ def _download(
     return contents
 
 
-def _result(key: str, digest: str, size: int, progress: Progress) -> BuildResult:
+def _result(manifest: Manifest, digest: str, progress: Progress) -> BuildResult:
     return BuildResult(
-        key=key, manifest_digest=digest, size_bytes=size, seconds=round(progress.elapsed)
+        key=manifest.key,
+        manifest_digest=digest,
+        size_bytes=manifest.size_bytes,
+        seconds=round(progress.elapsed),
+        warnings=manifest.warnings,
     )
 
 

@@ -62,6 +62,8 @@ def publish(
         cache=compiled.cache,
         device=engine.device,
         seconds=progress.seconds,
+        footprint=compiled.footprint,
+        warnings=compiled.warnings,
         verification=engine.verification,
         model_files=tuple(
             ModelFile(path=path, digest=known.digest, size=known.size)

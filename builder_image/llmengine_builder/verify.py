@@ -36,6 +36,7 @@ LONGEST_PROMPT = 512
 # Below most engines' own, so that a long prompt comes in several pieces, the last one shorter.
 LONGEST_CHUNK = 200
 _STEPS = 8
+_STEPS_OF_MANY = 2
 _SEED = 20240229
 
 
@@ -74,17 +75,30 @@ class _Sequence:
 
 
 def verify(
-    open_engine: Callable[[], Session], model_folder: Path, dtype: DType, buckets: tuple[int, ...]
+    open_engine: Callable[[], Session],
+    model_folder: Path,
+    dtype: DType,
+    buckets: tuple[int, ...],
+    batches: tuple[int, ...] = (),
 ) -> Verification:
     """Compare the engine with the reference over the model in `model_folder`.
 
-    `open_engine` opens it with at most SLOTS slots; the session is let go before the reference
-    starts, so that their memory does not add up. `buckets`: the lengths, in tokens, that its
-    cache grows through. Raises VerificationError, which names the token that differs most, when
-    a logit is not finite, when a chosen token lies more than LOGIT_GAP below the reference's
-    best, or when the mean relative error is over that of the engine's dtype.
+    `open_engine` opens it with SLOTS slots, or with as many as its largest decode step has; the
+    session is closed before the reference starts, so that their memory does not add up.
+    `buckets`: the lengths, in tokens, that its cache grows through; `batches`: the sizes of the
+    decode steps that it was compiled for, each of which is code of its own. Raises
+    VerificationError, which names the token that differs most, when a logit is not finite, when
+    a chosen token lies more than LOGIT_GAP below the reference's best, or when the mean relative
+    error is over that of the engine's dtype.
     """
-    sequences = _run(open_engine(), buckets)
+    session = open_engine()
+    try:
+        sequences = _run(session, buckets)
+        for size in batches:
+            if size <= session.slots:
+                sequences += _fill(session, size)
+    finally:
+        session.close()
     rows = Reference(model_folder).logits(
         [sequence.tokens for sequence in sequences], [s.positions for s in sequences]
     )
@@ -126,6 +140,20 @@ def _run(session: Session, buckets: tuple[int, ...]) -> list[_Sequence]:
     return [growing, short, long, fresh, reusing]
 
 
+def _fill(session: Session, size: int) -> list[_Sequence]:
+    """Decode steps of exactly `size` slots, each with a sequence of its own."""
+    numbers = np.random.default_rng(_SEED + size)
+    sequences = []
+    for slot in range(size):
+        length = min(3 + slot % 4, session.max_sequence_length - 2)
+        prompt = numbers.integers(0, session.vocabulary, max(1, length)).tolist()
+        name = f"sequence {slot + 1} of {size} that are decoded at once ({length} tokens of prompt)"
+        sequences.append(_Sequence(name, prompt))
+        _prefill(session, slot, sequences[-1])
+    _decode(session, sequences, _STEPS_OF_MANY)
+    return sequences
+
+
 def _prefill(session: Session, slot: int, sequence: _Sequence) -> None:
     prompt = list(sequence.tokens)
     size = min(session.max_batch_tokens, LONGEST_CHUNK)
@@ -134,9 +162,9 @@ def _prefill(session: Session, slot: int, sequence: _Sequence) -> None:
     sequence.extend(row)
 
 
-def _decode(session: Session, sequences: list[_Sequence]) -> None:
+def _decode(session: Session, sequences: list[_Sequence], steps: int = _STEPS) -> None:
     room = session.max_sequence_length - max(sequence.past for sequence in sequences)
-    for _ in range(min(_STEPS, room)):
+    for _ in range(min(steps, room)):
         rows = session.decode(
             [sequence.tokens[-1] for sequence in sequences],
             [sequence.past for sequence in sequences],

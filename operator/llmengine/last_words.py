@@ -101,10 +101,15 @@ class LastWords:
 
 
 def fitting(words: BuildResult | BuildFailure) -> bytes:
-    """The words as JSON of at most TERMINATION_MESSAGE_BYTES, the message cut short if need be."""
+    """The words as JSON of at most TERMINATION_MESSAGE_BYTES.
+
+    A message is cut short if need be; warnings, which the manifest has too, are left out.
+    """
     data = words.model_dump_json(by_alias=True).encode()
-    if len(data) <= TERMINATION_MESSAGE_BYTES or isinstance(words, BuildResult):
+    if len(data) <= TERMINATION_MESSAGE_BYTES:
         return data
+    if isinstance(words, BuildResult):
+        return words.model_copy(update={"warnings": ()}).model_dump_json(by_alias=True).encode()
 
     def cut(length: int) -> bytes:
         short = words.model_copy(update={"message": words.message[:length] + "..."})

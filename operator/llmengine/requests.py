@@ -45,6 +45,10 @@ class BuildReason(StrEnum):
     BACKEND_MISMATCH = "BackendMismatch"
     SCRATCH_TOO_SMALL = "ScratchTooSmall"
     MEMORY_TOO_SMALL = "MemoryTooSmall"
+    GPU_TOO_SMALL = "GpuTooSmall"
+    DRIVER_TOO_OLD = "DriverTooOld"
+    BACKEND_INCOMPLETE = "BackendIncomplete"
+    COMPILE_FAILED = "CompileFailed"
     VERIFICATION_FAILED = "VerificationFailed"
     WRONG_DEVICE = "WrongDevice"
     STORE_UNREACHABLE = "StoreUnreachable"
@@ -143,6 +147,9 @@ class BuildResult(Record):
     manifest_digest: str
     size_bytes: int
     seconds: int
+    warnings: tuple[str, ...] = Field(
+        default=(), description="Sentences: what was built as asked, but may disappoint."
+    )
 
 
 class BuildFailure(Record):

@@ -6,7 +6,7 @@ A backend refuses what it cannot do before any work is done, and says what to as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Protocol
 
 from llmengine.api.v1alpha1 import DType, Quantization
 from llmengine.architecture import Architecture
-from llmengine.artifact import Cache, Device, Limits
+from llmengine.artifact import Cache, Device, Footprint, Limits
 from llmengine.requests import BuildReason
 from llmengine_builder.errors import BadInputError
 from llmengine_builder.graph import Model
 from llmengine_server.session import Session
+from llmengine_server.session.tensorrt_library import installed_version
 
 # Called with the percentage of the compilation that is done.
 Report = Callable[[int], None]
@@ -38,6 +39,8 @@ class CompiledEngine:
     """An engine on disk, and what its manifest says of it.
 
     `files`: path within the artifact -> local path. Weights stand where the model has them.
+    `warnings`: sentences for the manifest. `timing`: what the compiler measured, for the next
+    build on this architecture; empty where it measures nothing.
     """
 
     files: Mapping[str, Path]
@@ -45,6 +48,9 @@ class CompiledEngine:
     limits: Limits
     model_type: str
     vocabulary: int
+    footprint: Footprint = field(default_factory=Footprint)
+    warnings: tuple[str, ...] = ()
+    timing: bytes = b""
 
 
 class Backend(Protocol):
@@ -53,6 +59,11 @@ class Backend(Protocol):
     @property
     def version(self) -> str:
         """Of the runtime that is installed here."""
+        ...
+
+    @property
+    def measures(self) -> bool:
+        """Whether compiling takes and gives timings."""
         ...
 
     def check(self, options: CompileOptions) -> None:
@@ -71,10 +82,26 @@ class Backend(Protocol):
         """Host memory that compiling and verifying needs at most, in bytes."""
         ...
 
+    def disk_bytes(self, model: Model, options: CompileOptions) -> int:
+        """Scratch disk that compiling takes at most beside the model, in bytes."""
+        ...
+
+    def check_model(self, model: Model, options: CompileOptions, device: Device) -> None:
+        """Raise BuildError for a model that this device cannot serve with these options."""
+        ...
+
     def compile(
-        self, model: Model, options: CompileOptions, folder: Path, report: Report
+        self,
+        model: Model,
+        options: CompileOptions,
+        folder: Path,
+        report: Report,
+        timing: bytes = b"",
     ) -> CompiledEngine:
-        """Build the engine into `folder`, which is empty. Raises BuildError."""
+        """Build the engine into `folder`, which is empty. Raises BuildError.
+
+        `timing`: that of an earlier engine for this architecture, which makes this build shorter.
+        """
         ...
 
     def open(self, engine: CompiledEngine, slots: int) -> Session:
@@ -85,9 +112,16 @@ class Backend(Protocol):
         ...
 
 
-# Names of EngineRuntime.spec.backend -> the module of the backend and what it needs installed.
-_BACKENDS: Mapping[str, tuple[str, str]] = {
-    "onnxruntime": ("llmengine_builder.backends.onnxruntime", "onnxruntime"),
+# Names of EngineRuntime.spec.backend -> the module of the backend, and whether its runtime is here.
+_BACKENDS: Mapping[str, tuple[str, Callable[[], bool]]] = {
+    "onnxruntime": (
+        "llmengine_builder.backends.onnxruntime",
+        lambda: find_spec("onnxruntime") is not None,
+    ),
+    "tensorrt": (
+        "llmengine_builder.backends.tensorrt",
+        lambda: installed_version() is not None,
+    ),
 }
 
 
@@ -96,15 +130,14 @@ def find_backend(name: str, version: str) -> Backend:
 
     Raises BadInputError when this image lacks it or has another version.
     """
-    module, needs = _BACKENDS.get(name, ("", ""))
-    if not module or find_spec(needs) is None:
-        here = [name for name, (_, needs) in _BACKENDS.items() if find_spec(needs) is not None]
+    here = [name for name, (_, is_here) in _BACKENDS.items() if is_here()]
+    if name not in here:
         raise BadInputError(
             BuildReason.BACKEND_MISMATCH,
             f"this image lacks the backend {name} (it has {', '.join(here) or 'none'}): give the"
             " EngineRuntime the image of its backend",
         )
-    backend: Backend = import_module(module).BACKEND
+    backend: Backend = import_module(_BACKENDS[name][0]).BACKEND
     if backend.version != version:
         raise BadInputError(
             BuildReason.BACKEND_MISMATCH,

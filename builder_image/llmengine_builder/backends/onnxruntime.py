@@ -35,6 +35,10 @@ class _OnnxRuntime:
     def version(self) -> str:
         return VERSION
 
+    @property
+    def measures(self) -> bool:
+        return False
+
     def check(self, options: CompileOptions) -> None:
         if options.dtype is not DType.FLOAT32:
             raise UnsupportedError(
@@ -85,8 +89,20 @@ class _OnnxRuntime:
         activations = 8 * tokens * (decoder.hidden + decoder.intermediate) * 4
         return _PROCESS_BYTES + sum(sizes) + max(sizes) + cache + scores + activations
 
+    def disk_bytes(self, model: Model, options: CompileOptions) -> int:
+        """The graph is small, and the weights stay where they are."""
+        return 0
+
+    def check_model(self, model: Model, options: CompileOptions, device: Device) -> None:
+        """Memory of the host is all that a CPU needs."""
+
     def compile(
-        self, model: Model, options: CompileOptions, folder: Path, report: Report
+        self,
+        model: Model,
+        options: CompileOptions,
+        folder: Path,
+        report: Report,
+        timing: bytes = b"",
     ) -> CompiledEngine:
         self.check(options)
         decoder, checkpoint = model.decoder, model.checkpoint

@@ -17,7 +17,12 @@ UNPACK = IMAGE / "unpack_tritonserver.py"
 
 
 def folder() -> Path:
-    """Where bin/, lib/ and backends/ are; fetched on the first use."""
+    """Where bin/, lib/ and backends/ are; fetched on the first use.
+
+    That of LLMENGINE_TRITON_DIRECTORY comes first: for machines without a network.
+    """
+    if carried := os.environ.get("LLMENGINE_TRITON_DIRECTORY"):
+        return Path(carried)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmengine"
     recipe = LOCK.read_bytes() + UNPACK.read_bytes() + sys.version.encode()
     target = cache / f"tritonserver-{hashlib.sha256(recipe).hexdigest()[:12]}"

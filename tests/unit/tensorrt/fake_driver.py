@@ -1,7 +1,7 @@
 """A CUDA device in numpy, at the lowest seam: memory by address, work that is done later.
 
 Nothing happens before somebody waits for it, so a host that reads or overwrites too early is found
-out. Kernels are written a second time here, from what their comments say; tests.gpu.kernels holds
+out. Kernels are written a second time here, from what their comments say; tests/contract/cuda holds
 both against each other.
 """
 
