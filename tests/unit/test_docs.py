@@ -135,14 +135,12 @@ def test_the_picture_is_that_of_its_source() -> None:
 
 
 def links() -> Iterator[Any]:
-    """Every relative link of every page. Strict: once the measured page is there, its mark goes."""
-    to_come = pytest.mark.xfail(strict=True, reason="docs/performance.md is still to be measured")
+    """Every relative link of every page."""
     for page in PAGES:
         name = page.relative_to(ROOT)
         for target in re.findall(r"\]\(([^()\s]+)\)", prose(page.read_text())):
             if not re.match(r"[a-z]+:", target):
-                marks = [to_come] if target == "docs/performance.md" else []
-                yield pytest.param(page, target, id=f"{name} to {target}", marks=marks)
+                yield pytest.param(page, target, id=f"{name} to {target}")
 
 
 @pytest.mark.parametrize(("page", "target"), list(links()))
