@@ -20,12 +20,8 @@ from llmengine_operator.rollout import pods_of
 from llmengine_operator.strategy import Strategy, strategy
 from llmengine_operator.targets import UNWATCHED_POLL, Problem
 
-_OF_ONE_ARCHITECTURE = (
-    "Deployment",
-    "Service",
-    "HorizontalPodAutoscaler",
-    "PodDisruptionBudget",
-)
+_SERVE = ("Deployment", "Service", "PodDisruptionBudget")
+_OF_ONE_ARCHITECTURE = (*_SERVE, "HorizontalPodAutoscaler")
 # As soon as the garbage collector has come round.
 LEFTOVER_POLL = timedelta(seconds=2)
 
@@ -78,12 +74,21 @@ def _strategy(observation: Observation, architecture: Architecture) -> Strategy:
 def actions(
     observation: Observation,
     wanted: Iterable[Apply | ApplyDeployment],
+    architectures: Iterable[Architecture],
     retiring: Iterable[ServingStatus],
 ) -> Iterable[Action]:
-    """Apply what is wanted, and delete what is ours and neither wanted nor retiring."""
+    """Apply what is wanted, and delete what is ours and neither wanted nor retiring.
+
+    A Deployment of one of the wanted `architectures` is never deleted: without a status, as an
+    engine has it that was restored from a backup, nobody knows what it serves, but it does.
+    """
     engine, children = observation.engine, observation.children
     replicas = engine.spec.serving.replicas
-    keep = set()
+    keep = {
+        (kind, deployment_name(engine.name, architecture))
+        for kind in _SERVE
+        for architecture in architectures
+    }
     for row in retiring:
         name = deployment_name(engine.name, Architecture.parse(row.architecture))
         keep |= {(kind, name) for kind in _OF_ONE_ARCHITECTURE}

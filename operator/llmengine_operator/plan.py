@@ -88,13 +88,14 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     retiring = () if _serves_as_wanted(this, wanted) else _unwanted(this, wanted)
     served = [plan.serving for plan in plans if plan.serving is not None]
     objects = desired(observation, this.runtime.spec, served, config)
+    architectures = [target.architecture for target in wanted]
     taken = taken_name(observation, objects)
     return Decision(
         taken,
         plans=plans,
         retiring=retiring,
         skipped=skipped,
-        actions=() if taken else tuple(actions(observation, objects, retiring)),
+        actions=() if taken else tuple(actions(observation, objects, architectures, retiring)),
         wishes=wishes,
         keys=keys,
         handled_request=_handled(this, wishes),

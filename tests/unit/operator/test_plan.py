@@ -609,3 +609,12 @@ def test_an_engine_with_a_queue_has_its_builds_and_pods_admitted_by_it() -> None
     for made in (job, obj):
         assert made["metadata"]["labels"].items() >= queue.items()
         assert not made["spec"]["template"]["metadata"]["labels"].items() >= queue.items()
+
+
+def test_pods_that_serve_are_kept_although_the_status_that_tells_of_them_is_lost() -> None:
+    world = (
+        World().cached().serving().with_spec(model={"uri": "s3://models/other", "revision": "v1"})
+    )
+    world.with_engine(status=LLMEngineStatus())
+    assert not [action for action in world.decide().actions if isinstance(action, Delete)]
+    assert conditions(status_of(world))["Available"] == ("True", "Serving")
