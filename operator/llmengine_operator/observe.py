@@ -151,7 +151,7 @@ class Observer:
             if (kind.kind, name) not in children:
                 children[kind.kind, name] = self._child(kind, engine.namespace, name)
         listed = (PDB, HPA) if engine.spec.serving.autoscaling else (PDB,)
-        for kind in listed if _serves(children) else ():
+        for kind in listed:
             for architecture in architectures:
                 name = deployment_name(engine.name, architecture)
                 if (kind.kind, name) not in children:

@@ -426,5 +426,6 @@ def test_a_pass_over_what_serves_on_gpus_writes_nothing_and_asks_for_no_node(
         ("list", "Deployment"): 1,
         ("list", "Service"): 1,
         ("list", "HorizontalPodAutoscaler"): 1,
+        ("list", "PodDisruptionBudget"): 1,
         ("list", "Pod"): 1,
     }

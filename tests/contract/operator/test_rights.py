@@ -103,6 +103,7 @@ UNCOUNTED = {
     ("create", "deployments"),
     ("create", "services"),
     ("create", "horizontalpodautoscalers"),
+    ("create", "poddisruptionbudgets"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmengine_operator.kinds import DEPLOYMENT, HPA, LLMENGINE, POD, SERVICE
+from llmengine_operator.kinds import DEPLOYMENT, HPA, LLMENGINE, PDB, POD, SERVICE
 from tests.contract.operator.builder import Builder, request_of
 from tests.contract.operator.running import LiveOperator
 from tests.contract.operator.stage import Stage
@@ -212,6 +212,7 @@ def foreign(kind: str, name: str) -> dict[str, Any]:
         "Service": {"selector": labels, "ports": [{"port": 80}]},
         "Deployment": {"replicas": 0, "selector": {"matchLabels": labels}, "template": pod},
         "HorizontalPodAutoscaler": {"maxReplicas": 7, "scaleTargetRef": target},
+        "PodDisruptionBudget": {"minAvailable": 1, "selector": {"matchLabels": labels}},
     }
     return {"metadata": {"name": name}, "spec": specs[kind]}
 
@@ -224,6 +225,7 @@ def foreign(kind: str, name: str) -> dict[str, Any]:
         pytest.param(SERVICE, "chat-amd64", id="the Service of an architecture"),
         pytest.param(DEPLOYMENT, "chat-amd64", id="the Deployment"),
         pytest.param(HPA, "chat-amd64", id="the autoscaler"),
+        pytest.param(PDB, "chat-amd64", id="the budget"),
     ],
 )
 def test_an_object_of_somebody_elses_in_the_way_is_named_and_left_alone(
