@@ -143,8 +143,10 @@ def path(name: str) -> Path:
 
     A folder of programs in LLMENGINE_TOOLS comes first: for machines without Go, or a network.
     """
-    carried = Path(os.environ.get("LLMENGINE_TOOLS", "/nonexistent")) / name
-    return carried if carried.exists() else build(name)[name]
+    folder = os.environ.get("LLMENGINE_TOOLS")
+    if folder and (carried := Path(folder) / name).exists():
+        return carried
+    return build(name)[name]
 
 
 def _build(tool: Tool) -> Path:
