@@ -159,7 +159,9 @@ class Bench:
             [sys.executable, "-W", "error", "-m", module],
             env={
                 **inherited,
-                "HOME": "/nonexistent",
+                "HOME": str(self.folder),
+                # As in the image: else ONNX Runtime leaves files in the home, and reports.
+                "ORT_DISABLE_TELEMETRY": "1",
                 "AWS_EC2_METADATA_DISABLED": "true",
                 "LLMENGINE_TERMINATION_LOG": str(last),
                 **variables,
