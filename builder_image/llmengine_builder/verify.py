@@ -91,21 +91,29 @@ def verify(
     a chosen token lies more than LOGIT_GAP below the reference's best, or when the mean relative
     error is over that of the engine's dtype.
     """
-    session = open_engine()
-    try:
-        sequences = _run(session, buckets)
-        for size in batches:
-            if size <= session.slots:
-                sequences += _fill(session, size)
-    finally:
-        session.close()
+    sequences = _run(open_engine, buckets, batches)
     rows = Reference(model_folder).logits(
         [sequence.tokens for sequence in sequences], [s.positions for s in sequences]
     )
     return _compare(sequences, rows, MEAN_RELATIVE_ERROR[dtype])
 
 
-def _run(session: Session, buckets: tuple[int, ...]) -> list[_Sequence]:
+def _run(
+    open_engine: Callable[[], Session], buckets: tuple[int, ...], batches: tuple[int, ...]
+) -> list[_Sequence]:
+    """Everything that the engine is asked. Nothing refers to the session afterwards."""
+    session = open_engine()
+    try:
+        sequences = _share(session, buckets)
+        for size in batches:
+            if size <= session.slots:
+                sequences += _fill(session, size)
+        return sequences
+    finally:
+        session.close()
+
+
+def _share(session: Session, buckets: tuple[int, ...]) -> list[_Sequence]:
     """Let the engine choose tokens the way the scheduler would have it do."""
     longest = session.max_sequence_length - _STEPS - 1
     numbers = np.random.default_rng(_SEED)

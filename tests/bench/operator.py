@@ -199,7 +199,7 @@ def gpus(stage: Stage, passes: int) -> None:
 def one_pass(stage: Stage, passes: int) -> None:
     """A pass over an engine that is as it should be, in this process."""
     operator = Stepper(stage, config=stage.config(watchNamespaces=[stage.team]))
-    operator.run()
+    operator.run(most=10 * ENGINES)
     timed(stage, operator, passes)
 
 
