@@ -27,6 +27,7 @@ from tests.cluster.workloads import (
 
 pytestmark = pytest.mark.cluster
 SPACE = "work"
+GREEDY = ("greedy-1", "greedy-2", "greedy-3")
 GPU = "nvidia.com/gpu"
 
 
@@ -64,6 +65,7 @@ def _workloads(image: str) -> list[dict[str, Any]]:
         ]
     }
     fail = "open('/dev/termination-log', 'w').write('wrong device'); raise SystemExit(42)"
+    little = {"resources": {"limits": {"memory": "32Mi", "cpu": "1"}}}
     two_gpus = {"resources": {"limits": {GPU: "2"}}}
     scratch = [{"name": "scratch", "mountPath": "/scratch"}]
     write = (
@@ -73,13 +75,7 @@ def _workloads(image: str) -> list[dict[str, Any]]:
         deployment("web", SPACE, 2, pod_spec(serve)),
         service("web", SPACE, 8080),
         job("fails", SPACE, pod_spec(python(fail)), backoffLimit=6, podFailurePolicy=only_42),
-        pod(
-            "greedy",
-            SPACE,
-            pod_spec(
-                python("x = b'x' * (1 << 30)", resources={"limits": {"memory": "32Mi", "cpu": "1"}})
-            ),
-        ),
+        *(pod(name, SPACE, pod_spec(python("x = b'x' * (1 << 30)", **little))) for name in GREEDY),
         pod(
             "gpus",
             SPACE,
@@ -131,8 +127,10 @@ def test_a_job_fails_for_good_by_its_pod_failure_policy(cluster: Cluster) -> Non
 
 
 def test_a_container_over_its_memory_limit_is_oom_killed(cluster: Cluster) -> None:
-    end = _await_end(cluster, "greedy", SPACE)
-    assert (end["reason"], end["exitCode"]) == ("OOMKilled", 137)
+    ends = [_await_end(cluster, name, SPACE) for name in GREEDY]
+    assert {end["exitCode"] for end in ends} == {137}
+    # containerd now and then hears of the kill after the end, and the reason is then "Error".
+    assert "OOMKilled" in {end["reason"] for end in ends}
 
 
 def test_a_restricted_pod_runs_on_a_read_only_root(cluster: Cluster) -> None:
