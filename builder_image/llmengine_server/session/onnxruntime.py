@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llmengine.artifact import Cache, Limits
 from llmengine_server.session import Choice, Done, EngineError, Pending, RowLogits
+from llmengine_server.session.bounds import check_chunk, check_length, check_step, token_ids
 from llmengine_server.session.cache import KvCache
 from llmengine_server.session.threads import usable_cpus
 
@@ -112,10 +113,9 @@ class OnnxRuntimeSession:
 
     def prefill(self, slot: int, tokens: Sequence[int], past: int) -> RowLogits:
         """See `Session.prefill`. The logits stay valid for ever."""
-        ids = self._ids(tokens)
-        if not 0 < len(ids) <= self.max_batch_tokens:
-            raise ValueError(f"a chunk has 1 to {self.max_batch_tokens} tokens, and not {len(ids)}")
-        self._check_length(past + len(ids))
+        ids = token_ids(tokens, self.vocabulary)
+        check_chunk(len(ids), self.max_batch_tokens)
+        check_length(past + len(ids), self.max_sequence_length)
         self._cache.begin_prefill(slot, past, len(ids))
         keys, values = self._cache.past_of(slot, past, len(ids))
         feeds = {
@@ -129,13 +129,9 @@ class OnnxRuntimeSession:
 
     def decode(self, tokens: Sequence[int], pasts: Sequence[int]) -> Sequence[RowLogits]:
         """See `Session.decode`. The logits stay valid until the next decode."""
-        if not 0 < len(tokens) == len(pasts) <= self.slots:
-            raise ValueError(
-                f"a step takes 1 to {self.slots} tokens with as many pasts, and not"
-                f" {len(tokens)} and {len(pasts)}"
-            )
-        self._check_length(max(pasts) + 1)
-        ids = self._ids(tokens)
+        check_step(len(tokens), len(pasts), self.slots)
+        check_length(max(pasts) + 1, self.max_sequence_length)
+        ids = token_ids(tokens, self.vocabulary)
         self._cache.begin_decode(pasts)
         step = self._step(len(ids))
         step.ids[:, 0] = ids
@@ -152,20 +148,6 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """Nothing to do: memory goes with the session."""
-
-    def _ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
-        ids = np.asarray(tokens, np.int32)
-        # The runtime counts a negative token from the end of the vocabulary.
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocabulary:
-            raise ValueError(f"a token is not within 0 to {self._vocabulary - 1}")
-        return ids
-
-    def _check_length(self, length: int) -> None:
-        if length > self.max_sequence_length:
-            raise ValueError(
-                f"the sequence would have {length} tokens, and the engine takes"
-                f" {self.max_sequence_length}"
-            )
 
     def _step(self, batch: int) -> _Step:
         if self._bound != self._cache.generation:

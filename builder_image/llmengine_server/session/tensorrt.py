@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llmengine.artifact import Cache, Limits
 from llmengine_server.session import Choice, EngineError, Pending, RowLogits
+from llmengine_server.session.bounds import check_chunk, check_length, check_step, token_ids
 from llmengine_server.session.cuda import Bytes, Driver, Mark
 from llmengine_server.session.cuda_arena import ELEMENT_BYTES, Arena
 from llmengine_server.session.lengths import SlotLengths
@@ -113,11 +114,10 @@ class TensorRtSession:
         self, slot: int, tokens: Sequence[int], past: int, choice: Choice | None = None
     ) -> Pending:
         """See `Session.start_prefill`."""
-        ids = self._ids(tokens)
+        ids = token_ids(tokens, self.vocabulary)
         new = len(ids)
-        if not 0 < new <= self.max_batch_tokens:
-            raise ValueError(f"a chunk has 1 to {self.max_batch_tokens} tokens, and not {new}")
-        self._check_length(past + new)
+        check_chunk(new, self.max_batch_tokens)
+        check_length(past + new, self.max_sequence_length)
         answers = self._free_answers()
         self._driver.attach()
         self._lengths.begin_prefill(slot, past, new)
@@ -137,15 +137,11 @@ class TensorRtSession:
         """See `Session.start_decode`."""
         count = len(pasts)
         given = count if tokens is None else len(tokens)
-        if not 0 < count == given <= self.slots:
-            raise ValueError(
-                f"a step takes 1 to {self.slots} tokens with as many pasts, and not {given} and"
-                f" {count}"
-            )
+        check_step(given, count, self.slots)
         if tokens is None and not all(self._has_token[:count]):
             raise ValueError("a slot has no token of its own yet: it needs a prompt first")
-        self._check_length(max(pasts) + 1)
-        ids = None if tokens is None else self._ids(tokens)
+        check_length(max(pasts) + 1, self.max_sequence_length)
+        ids = None if tokens is None else token_ids(tokens, self.vocabulary)
         answers = self._free_answers()
         self._driver.attach()
         self._lengths.begin_decode(pasts)
@@ -238,19 +234,6 @@ class TensorRtSession:
             for row, slot in enumerate(slots)
         ]
         return _Step(answers, places)
-
-    def _ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
-        ids = np.asarray(tokens, np.int32)
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
-            raise ValueError(f"a token is not within 0 to {self.vocabulary - 1}")
-        return ids
-
-    def _check_length(self, length: int) -> None:
-        if length > self.max_sequence_length:
-            raise ValueError(
-                f"the sequence would have {length} tokens, and the engine takes"
-                f" {self.max_sequence_length}"
-            )
 
 
 @dataclass
