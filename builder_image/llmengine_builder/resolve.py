@@ -58,8 +58,8 @@ def resolve(request: BuildRequest, source: Source, scratch: Path) -> Resolved:
         _write_header(name, source, files[path], headers / path)
     model = read_model(headers)
     model.decoder.check_length(request.max_sequence_length)
-    # Thrown away: whether a backend wants another layout of the cache changes no refusal.
-    model.graph(request.dtype, "plain")
+    # Thrown away: how the cache comes changes no refusal.
+    model.graph(request.dtype, "inputs")
     return Resolved(
         model=model,
         descriptions={path: files[path] for path in small if path != INDEX},

@@ -98,21 +98,22 @@ class Device(Record):
 
 
 class Cache(Record):
-    """KV cache of graph contract 1.
+    """KV cache of graph contract 2.
 
-    `layout`: `plain` is [slots, kv_heads, length, head_dim] for keys and values, `transposed`
-    [slots, kv_heads, head_dim, length] for keys; `buckets`: the lengths that the cache may be
-    held at, ascending, in tokens; `batches`: the numbers of slots that a decode step may have,
-    ascending, where the engine was not compiled for any.
+    `layout`: `plain` is [slots, kv_heads, length, head_dim] for keys and values; `buckets`: the
+    lengths that the cache may be held at, ascending, in tokens; `batches`: the numbers of slots
+    that a decode step may have, ascending, where the engine was not compiled for any;
+    `query_heads`: where the engine attends by kernels of ours.
     """
 
-    layout: Literal["plain", "transposed"]
+    layout: Literal["plain"]
     dtype: str
     layers: int
     kv_heads: int
     head_dim: int
     buckets: tuple[int, ...]
     batches: tuple[int, ...] = ()
+    query_heads: int | None = None
 
 
 class Limits(Record):

@@ -21,9 +21,9 @@ from llmengine.architecture import Architecture
 
 # The meaning of graph and contract. Raise it when the bytes of a graph or what a server may
 # expect of an engine changes; a golden digest of small graphs fails the tests until then.
-FORMAT = 1
+FORMAT = 2
 # Newest first: what this release can load. A hit in any of them serves, a miss builds the newest.
-READABLE_FORMATS = (1,)
+READABLE_FORMATS = (2,)
 
 Factor = str | int
 Factors = Mapping[str, Factor]

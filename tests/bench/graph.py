@@ -42,7 +42,7 @@ def measure(stored: Dtype) -> None:
     folder, backend = smollm2.directory(stored), find_backend("onnxruntime", VERSION)
     began = time.perf_counter()
     model = read_model(folder)
-    graph = model.graph(OPTIONS.dtype, "plain")
+    graph = model.graph(OPTIONS.dtype, "inputs")
     written = time.perf_counter() - began
     size = 4 * model.checkpoint.elements
     with tempfile.TemporaryDirectory() as scratch:

@@ -68,6 +68,15 @@ def write(shape: str, folder: Path, layers: int | None = None) -> Path:
     return target
 
 
+def read_bytes(model: Path) -> int:
+    """Bytes of a model's weights that each step reads: of an embedding that is not the head only
+    single rows are."""
+    config = json.loads((model / "config.json").read_text())
+    stored = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    table = 2 * int(config["vocab_size"]) * int(config["hidden_size"])
+    return stored if config.get("tie_word_embeddings") else stored - table
+
+
 def _tensors(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
     hidden, wide = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
     head = int(str(config["head_dim"]))

@@ -15,11 +15,13 @@ from llmengine_server.session import Session
 from llmengine_server.session.cuda_arena import ELEMENT_BYTES
 from tests.gpu.machine import BANDWIDTH
 
-PROMPT = 300
+# Steps begin with so many rows in a cache of 1024: it is nearly full.
+PROMPT = 800
+STEPS = 200
 _SEED = 7
 
 
-def step_seconds(session: Session, slots: int, steps: int = 200, prompt: int = PROMPT) -> float:
+def step_seconds(session: Session, slots: int, steps: int = STEPS, prompt: int = PROMPT) -> float:
     """Seconds a greedy decode step, the device feeding itself and the host a step behind."""
     numbers = np.random.default_rng(_SEED)
     for slot in range(slots):
@@ -51,9 +53,9 @@ def prefill_seconds(session: Session, length: int) -> float:
     return best
 
 
-def floor_seconds(manifest: Manifest, weights: int, slots: int, length: int) -> float:
-    """Seconds that reading `weights` bytes and the whole cache takes at the memory's bandwidth."""
-    cache = manifest.cache
+def floor_seconds(manifest: Manifest, weights: int, slots: int) -> float:
+    """Seconds that `weights` bytes and the rows of `step_seconds` take at the memory's bandwidth."""
+    cache, length = manifest.cache, PROMPT + STEPS // 2
     row = cache.kv_heads * cache.head_dim * ELEMENT_BYTES[cache.dtype]
     return (weights + 2 * cache.layers * slots * length * row) / BANDWIDTH
 

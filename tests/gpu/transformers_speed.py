@@ -11,7 +11,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
-PROMPT, LENGTH, STEPS = 300, 1024, 100
+PROMPT, LENGTH, STEPS = 800, 1024, 200
 
 
 def main() -> None:

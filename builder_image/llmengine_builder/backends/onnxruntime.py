@@ -108,7 +108,7 @@ class _OnnxRuntime:
         decoder, checkpoint = model.decoder, model.checkpoint
         decoder.check_length(options.limits.max_sequence_length)
         graph = folder / GRAPH
-        graph.write_bytes(model.graph(options.dtype, "plain"))
+        graph.write_bytes(model.graph(options.dtype, "inputs"))
         report(100)
         return CompiledEngine(
             files={GRAPH: graph}

@@ -19,11 +19,10 @@ from llmengine_builder.backends import Backend, CompiledEngine, CompileOptions, 
 from llmengine_builder.backends.tensorrt_compiler import Order
 from llmengine_builder.backends.tensorrt_process import run_compiler
 from llmengine_builder.backends.tensorrt_shapes import (
-    bounded_chunk,
-    cache_buckets,
+    activation_bytes,
+    cache_length,
     decode_batches,
     profiles,
-    score_bytes,
 )
 from llmengine_builder.backends.tensorrt_weights import STORED, converted, converted_bytes
 from llmengine_builder.errors import (
@@ -43,6 +42,8 @@ from llmengine_server.session.tensorrt_memory import Needs, check_memory
 _LARGEST_PLAN = 1.15
 # Kernels, which even the smallest plan has.
 _PLAN_CODE = 64 * MIB
+# Numbers of 16 bits that one instruction reads.
+_HEAD_STEP = 8
 # Of memory, in multiples of the weights, and beside them. Measured by tests/gpu on an H100 with
 # TensorRT 10.6: host 2.0 x + 6.7 GiB, GPU 1.0 x + 2.0 GiB.
 _HOST_WEIGHTS = 2.5
@@ -102,13 +103,19 @@ class _TensorRt:
                 f"{device.name} does not compute in bfloat16, which takes compute capability 8.0:"
                 " set spec.engine.dtype to float16, or to auto",
             )
-        limits = _limits(model, options)
-        cache = _cache(model, options)
+        if model.decoder.head_dim % _HEAD_STEP:
+            raise UnsupportedError(
+                BuildReason.MODEL_UNSUPPORTED,
+                f"the model has heads of {model.decoder.head_dim} numbers, and tensorrt takes"
+                f" multiples of {_HEAD_STEP} in this release",
+            )
+        limits, cache = _limits(options), _cache(model, options)
         size = _Size.of(model, options)
         memory = device.memory_bytes or 0
+        rows = max(limits.max_batch_tokens, limits.max_batch_size)
         needs = Needs(
             engine=size.plan,
-            scratch=score_bytes(model.decoder.heads, cache.buckets[-1], limits.max_batch_tokens),
+            scratch=activation_bytes(model.decoder, rows, ELEMENT_BYTES[options.dtype.value]),
             cache=cache,
             limits=limits,
             vocabulary=model.decoder.vocabulary,
@@ -136,7 +143,7 @@ class _TensorRt:
         self.check(options)
         decoder = model.decoder
         decoder.check_length(options.limits.max_sequence_length)
-        limits, cache = _limits(model, options), _cache(model, options)
+        limits, cache = _limits(options), _cache(model, options)
         stored = converted(model, options.dtype, folder / "weights")
         order = Order(
             graph=str(folder / "graph.onnx"),
@@ -145,7 +152,7 @@ class _TensorRt:
             timing=str(folder / "timing"),
             profiles=tuple(profiles(cache, limits)),
         )
-        Path(order.graph).write_bytes(stored.graph(options.dtype, "transposed"))
+        Path(order.graph).write_bytes(stored.graph(options.dtype, "address"))
         Path(order.timing).write_bytes(timing)
         result = run_compiler(order, self.version, report)
         shutil.rmtree(folder / "weights", ignore_errors=True)
@@ -157,7 +164,7 @@ class _TensorRt:
             model_type=decoder.model_type,
             vocabulary=decoder.vocabulary,
             footprint=Footprint(host_bytes=result.host_bytes, device_bytes=result.device_bytes),
-            warnings=_warnings(model, options, limits),
+            warnings=_warnings(model, options),
             timing=Path(order.timing).read_bytes(),
         )
 
@@ -203,36 +210,28 @@ def _check_plan(found: int, size: _Size) -> None:
         )
 
 
-def _limits(model: Model, options: CompileOptions) -> Limits:
-    """Those that were asked for, with prompts' chunks as long as their scores have room."""
+def _limits(options: CompileOptions) -> Limits:
+    """Those that were asked for; no chunk is longer than a sequence."""
     limits = options.limits
-    length = cache_buckets(limits.max_sequence_length)[-1]
-    heads = model.decoder.heads
-    chunk = bounded_chunk(heads, length, min(limits.max_batch_tokens, limits.max_sequence_length))
-    if not chunk:
-        raise UnsupportedError(
-            BuildReason.SEQUENCE_TOO_LONG,
-            f"scores of {heads} heads over spec.engine.maxSequenceLength"
-            f" {limits.max_sequence_length} take more than 1 GiB for the shortest prompt: set it"
-            f" to {GIB // (160 * heads)} or less",
-        )
+    chunk = min(limits.max_batch_tokens, limits.max_sequence_length)
     return limits.model_copy(update={"max_batch_tokens": chunk})
 
 
 def _cache(model: Model, options: CompileOptions) -> Cache:
     decoder = model.decoder
     return Cache(
-        layout="transposed",
+        layout="plain",
         dtype=options.dtype.value,
         layers=decoder.layers,
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,
-        buckets=cache_buckets(options.limits.max_sequence_length),
+        buckets=(cache_length(options.limits.max_sequence_length),),
         batches=decode_batches(options.limits.max_batch_size),
+        query_heads=decoder.heads,
     )
 
 
-def _warnings(model: Model, options: CompileOptions, limits: Limits) -> tuple[str, ...]:
+def _warnings(model: Model, options: CompileOptions) -> tuple[str, ...]:
     found = []
     # Mostly one type; norms of some models are stored in a wider one.
     numbers = dict.fromkeys(STORED.values(), 0)
@@ -243,14 +242,6 @@ def _warnings(model: Model, options: CompileOptions, limits: Limits) -> tuple[st
             "the model's weights are bfloat16 and the engine computes in float16, whose largest"
             " number is 65504: some models overflow then (Qwen2 does); set spec.engine.dtype to"
             " bfloat16 where the GPU has it"
-        )
-    if limits.max_batch_tokens < min(
-        options.limits.max_batch_tokens, options.limits.max_sequence_length
-    ):
-        found.append(
-            f"prompts are computed in chunks of {limits.max_batch_tokens} tokens instead of"
-            f" maxBatchTokens {options.limits.max_batch_tokens}: the scores of longer ones over"
-            f" {limits.max_sequence_length} tokens would take more than 1 GiB of GPU memory"
         )
     return tuple(found)
 

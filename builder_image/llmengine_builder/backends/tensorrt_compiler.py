@@ -22,6 +22,7 @@ from typing import Any
 
 from llmengine_builder.backends.tensorrt_shapes import Profile, Range
 from llmengine_server.session import EngineError
+from llmengine_server.session.tensorrt_attention import register_attention
 from llmengine_server.session.tensorrt_library import load_tensorrt, make_logger
 
 _PR_SET_PDEATHSIG = 1
@@ -136,6 +137,7 @@ def compile_order(
     """
     trt = load_tensorrt()
     logger = make_logger(trt, log)
+    register_attention()
     with DeviceMemory() as memory:
         began = time.monotonic()
         builder = trt.Builder(logger)

@@ -1,4 +1,4 @@
-"""Which shapes a TensorRT engine is compiled for: cache lengths, decode steps, prompts' chunks.
+"""Which shapes a TensorRT engine is compiled for: decode steps, prompts' chunks.
 
 A profile is tuned for one shape, so every size of decode step has a profile of its own.
 """
@@ -8,35 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llmengine.artifact import Cache, Limits
-from llmengine.quantity import GIB
+from llmengine_builder.graph import Decoder
 
 Shape = tuple[int, ...]
 # Of one input: the least, the one that is tuned for, and the greatest.
 Range = tuple[Shape, Shape, Shape]
 Profile = Mapping[str, Range]
 
-_SHORTEST_BUCKET = 256
-_GROWTH = 4
-# Rows are read 16 bytes at once, see llmengine_server.session.cuda_arena.
+# A slot's rows begin where 16 bytes may be read, whatever a row has.
 _LENGTH_STEP = 64
 _FEW_SLOTS = 8
-# Where most sequences are.
-_TUNED_LENGTH = 1024
-# Scores of one layer: float32, their mask, their softmax in both types.
-_SCORE_BYTES = 10
-_MOST_SCORE_BYTES = GIB
-_CHUNK_STEP = 16
 
 
-def cache_buckets(max_sequence_length: int) -> tuple[int, ...]:
-    """Lengths that a cache is held at: from 256 on by 4, the last one fits the longest sequence."""
-    longest = -(-max_sequence_length // _LENGTH_STEP) * _LENGTH_STEP
-    buckets = []
-    bucket = _SHORTEST_BUCKET
-    while bucket < longest:
-        buckets.append(bucket)
-        bucket *= _GROWTH
-    return (*buckets, longest)
+def cache_length(max_sequence_length: int) -> int:
+    """Rows of a slot: those of the longest sequence, in whole steps."""
+    return -(-max_sequence_length // _LENGTH_STEP) * _LENGTH_STEP
 
 
 def decode_batches(max_batch_size: int) -> tuple[int, ...]:
@@ -44,40 +30,24 @@ def decode_batches(max_batch_size: int) -> tuple[int, ...]:
     return tuple(sorted({1, min(_FEW_SLOTS, max_batch_size), max_batch_size}))
 
 
-def bounded_chunk(heads: int, length: int, chunk: int) -> int:
-    """The longest chunk of a prompt up to `chunk` tokens whose scores over `length` cached rows
-    and the chunk itself take no more than 1 GiB; 0 where not even a short one does."""
-    while chunk > 0 and heads * chunk * (length + chunk) * _SCORE_BYTES > _MOST_SCORE_BYTES:
-        chunk = (chunk - 1) // _CHUNK_STEP * _CHUNK_STEP
-    return max(chunk, 0)
+def activation_bytes(decoder: Decoder, rows: int, element: int) -> int:
+    """Device memory that a chunk or step of `rows` tokens takes beside the weights, estimated.
 
-
-def score_bytes(heads: int, length: int, chunk: int) -> int:
-    """Device memory that the scores of one layer take while a chunk is computed."""
-    return heads * chunk * (length + chunk) * _SCORE_BYTES
+    What a layer holds at once, in numbers of `element` bytes.
+    """
+    heads = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
+    layer = 4 * decoder.hidden + 2 * heads + 3 * decoder.intermediate
+    return rows * layer * element
 
 
 def profiles(cache: Cache, limits: Limits) -> Sequence[Profile]:
     """Profile 0 is for prompts, then one for each of `cache.batches`; see tensorrt_programs."""
     chunk = limits.max_batch_tokens
-    longest = cache.buckets[-1]
-    tuned = next((bucket for bucket in cache.buckets if bucket >= _TUNED_LENGTH), longest)
-    lengths = (cache.buckets[0], tuned, longest)
-    prompts = _profile(cache, 1, (1, chunk, chunk), lengths)
-    return [prompts, *(_profile(cache, size, (1, 1, 1), lengths) for size in cache.batches)]
+    prompts = _profile(1, (1, chunk, chunk))
+    return [prompts, *(_profile(size, (1, 1, 1)) for size in cache.batches)]
 
 
-def _profile(
-    cache: Cache, rows: int, tokens: tuple[int, int, int], lengths: tuple[int, int, int]
-) -> Profile:
-    shapes: dict[str, list[Shape]] = {
-        "input_ids": [(rows, count) for count in tokens],
-        "past_lens": [(rows,)] * 3,
-        "new_lens": [(rows,)] * 3,
-    }
-    keys = [(rows, cache.kv_heads, cache.head_dim, length) for length in lengths]
-    values = [(rows, cache.kv_heads, length, cache.head_dim) for length in lengths]
-    for layer in range(cache.layers):
-        shapes[f"k_past_{layer}"] = list(keys)
-        shapes[f"v_past_{layer}"] = list(values)
-    return {name: (least, best, most) for name, (least, best, most) in shapes.items()}
+def _profile(rows: int, tokens: tuple[int, int, int]) -> Profile:
+    least, best, most = ((rows, count) for count in tokens)
+    lengths: Range = ((rows,), (rows,), (rows,))
+    return {"input_ids": (least, best, most), "past_lens": lengths, "new_lens": lengths}

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmengine.api.v1alpha1 import DType
-from llmengine_builder.graph.blocks import KeyLayout
 from llmengine_builder.graph.config import Config
 from llmengine_builder.graph.decoder import Decoder
 from llmengine_builder.graph.families import read_decoder_of
-from llmengine_builder.graph.network import write_graph
+from llmengine_builder.graph.network import CacheForm, write_graph
 from llmengine_builder.safetensors import Checkpoint, read_checkpoint
 
-__all__ = ["Decoder", "KeyLayout", "Model", "read_model"]
+__all__ = ["CacheForm", "Decoder", "Model", "read_model"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class Model:
     decoder: Decoder
     checkpoint: Checkpoint
 
-    def graph(self, dtype: DType, key_layout: KeyLayout) -> bytes:
+    def graph(self, dtype: DType, cache: CacheForm) -> bytes:
         """The model as ONNX, for engines of `dtype`; see `graph.network` for its contract."""
-        return write_graph(self.checkpoint, self.decoder, dtype, key_layout)
+        return write_graph(self.checkpoint, self.decoder, dtype, cache)
 
 
 def read_model(folder: Path) -> Model:

@@ -1,7 +1,7 @@
 """Writes ONNX nodes, with weights left where they are: inside the model's own files.
 
-The same calls give the same bytes. Only standard operators of opset 18 are written, so that ONNX
-Runtime and every TensorRT since 10.0 can read them.
+The same calls give the same bytes. Standard operators are those of opset 18, which ONNX Runtime and
+every TensorRT since 10.0 can read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from llmengine_builder.errors import BadInputError, UnsupportedError
 from llmengine_builder.safetensors import Checkpoint, StoredTensor
 
 OPSET = 18
+# Of operators of our own.
+DOMAIN = "llmengine"
 # The first that opset 18's release allows which knows bfloat16 everywhere.
 IR_VERSION = 10
 ONNX_TYPES: Mapping[DType, int] = {
@@ -48,6 +50,7 @@ class Writer:
         self._names: dict[str, int] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._weights: dict[str, str] = {}
+        self._domains = {"": OPSET}
         self.scope = ""
 
     @property
@@ -62,6 +65,20 @@ class Writer:
             helper.make_node(operator, list(inputs), [name], name=name, **attributes)
         )
         return name
+
+    def own_node(self, operator: str, *inputs: str, **attributes: int) -> str:
+        """Write a node of an operator of our own, and return the name of its only output."""
+        self._domains[DOMAIN] = 1
+        # By what TensorRT's parser finds the operator's plugin.
+        return self.node(
+            operator,
+            *inputs,
+            domain=DOMAIN,
+            plugin_namespace=DOMAIN,
+            plugin_version="1",
+            output="",
+            **attributes,
+        )
 
     def constant(self, value: NDArray[Any] | np.generic | list[int] | int) -> str:
         """A small tensor inside the graph; equal ones are stored once. Integers are int64."""
@@ -130,9 +147,8 @@ class Writer:
         graph = helper.make_graph(
             self._nodes, "decoder", inputs, outputs, initializer=self._initializers
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
+        opsets = [helper.make_opsetid(*each) for each in self._domains.items()]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         return bytes(model.SerializeToString(deterministic=True))
 
     def _unique(self, operator: str) -> str:

@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 # The number of threads of every block: a multiple of 32.
 THREADS = 256
 CHOOSING_THREADS = 1024
+# Blocks that look at one row of logits at once, and logits that are worth one.
+_MOST_PARTS = 32
+_PART = 1024
 
 Argument = c_void_p | c_int32 | c_uint32 | c_uint64
 Bytes = NDArray[np.uint8]
+
+
+def survey_parts(vocabulary: int) -> int:
+    """Blocks that look at one row of logits."""
+    return min(_MOST_PARTS, -(-vocabulary // _PART))
 
 
 class DeviceError(Exception):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from cuda.bindings import driver as cuda
 from cuda.bindings import nvrtc
 from numpy.typing import NDArray
 
-from llmengine_server.session import EngineError, OutOfMemoryError
+from llmengine_server.session import EngineError, OutOfMemoryError, cuda_attention
 from llmengine_server.session.cuda import Argument, Bytes, DeviceError, Memory
 
 _SOURCE = Path(__file__).with_name("cuda_kernels.cu")
-_KERNELS = ("choose", "scatter_2", "scatter_4", "lay", "move_rows", "move_state", "count")
+_KERNELS = ("survey", "choose", "move_rows", "move_state", "count")
+_ATTENTION = Path(__file__).with_name("cuda_attention.cu")
+# Capability from which on tensor cores multiply both of the types of 16 bits.
+_TENSOR_CORES = (8, 0)
 
 
 class CudaDriver:
@@ -42,10 +45,8 @@ class CudaDriver:
         self._allocated: set[int] = set()
         self._pinned: list[int] = []
         self._stream = _call(cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING))
-        self._module = _call(cuda.cuModuleLoadData(_compile(self._architecture())))
-        self._functions = {
-            name: _call(cuda.cuModuleGetFunction(self._module, name.encode())) for name in _KERNELS
-        }
+        self._module = _call(cuda.cuModuleLoadData(_compile(_SOURCE, _capability(self._device))))
+        self._functions = _functions(self._module, _KERNELS)
 
     @property
     def stream(self) -> int:
@@ -89,12 +90,7 @@ class CudaDriver:
     def launch(
         self, kernel: str, grid: tuple[int, int, int], threads: int, *arguments: Argument
     ) -> None:
-        values = tuple(argument.value or 0 for argument in arguments)
-        types = tuple(type(argument) for argument in arguments)
-        function = self._functions[kernel]
-        _call(
-            cuda.cuLaunchKernel(function, *grid, threads, 1, 1, 0, self._stream, (values, types), 0)
-        )
+        _launch(self._functions[kernel], grid, threads, self._stream, arguments)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
@@ -131,16 +127,42 @@ class CudaDriver:
         cuda.cuStreamDestroy(self._stream)
         cuda.cuDevicePrimaryCtxRelease(self._device)
 
-    def _architecture(self) -> str:
-        attribute = cuda.CUdevice_attribute
-        major, minor = (
-            _call(cuda.cuDeviceGetAttribute(which, self._device))
-            for which in (
-                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
+
+class AttentionModule:
+    """A `Launcher` on the device whose context is current. Raises EngineError."""
+
+    def __init__(self, heads: cuda_attention.Heads) -> None:
+        device = _call(cuda.cuCtxGetDevice())
+        # Sessions come and go; kernels stay as long as the process does.
+        _call(cuda.cuDevicePrimaryCtxRetain(device))
+        capability = _capability(device)
+        defines = {
+            "ELEMENT": cuda_attention.ELEMENTS.index(heads.dtype),
+            "HEAD_DIM": heads.head_dim,
+            "GROUP": heads.group,
+        }
+        self._tensor_cores = (
+            capability >= _TENSOR_CORES and heads.dtype != "float32" and heads.head_dim % 16 == 0
         )
-        return f"sm_{major}{minor}"
+        names = ["append_rows", "attend_one", "attend_each"]
+        if self._tensor_cores:
+            names.append("attend_many")
+        module = _call(cuda.cuModuleLoadData(_compile(_ATTENTION, capability, defines)))
+        self._functions = _functions(module, names)
+
+    @property
+    def tensor_cores(self) -> bool:
+        return self._tensor_cores
+
+    def __call__(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        stream: int,
+        *arguments: cuda_attention.Argument,
+    ) -> None:
+        function = self._functions[kernel]
+        _launch(function, grid, cuda_attention.THREADS, cuda.CUstream(stream), arguments)
 
 
 class CudaGraph:
@@ -177,12 +199,40 @@ class CudaMark:
         _call(cuda.cuEventSynchronize(self._event))
 
 
-def _compile(architecture: str) -> bytes:
-    """Machine code of the kernels. Raises EngineError."""
+def _capability(device: Any) -> tuple[int, int]:
+    attribute = cuda.CUdevice_attribute
+    major, minor = (
+        _call(cuda.cuDeviceGetAttribute(which, device))
+        for which in (
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    return major, minor
+
+
+def _functions(module: Any, names: Iterable[str]) -> dict[str, Any]:
+    return {name: _call(cuda.cuModuleGetFunction(module, name.encode())) for name in names}
+
+
+def _launch(
+    function: Any, grid: tuple[int, int, int], threads: int, stream: Any, arguments: Sequence[Any]
+) -> None:
+    values = tuple(argument.value or 0 for argument in arguments)
+    types = tuple(type(argument) for argument in arguments)
+    _call(cuda.cuLaunchKernel(function, *grid, threads, 1, 1, 0, stream, (values, types), 0))
+
+
+def _compile(
+    source: Path, capability: tuple[int, int], defines: Mapping[str, int] | None = None
+) -> bytes:
+    """Machine code of kernels. Raises EngineError."""
+    architecture = "sm_{}{}".format(*capability)
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
+    options += [f"-D{name}={value}".encode() for name, value in (defines or {}).items()]
     try:
         program = _compiled(
-            nvrtc.nvrtcCreateProgram(_SOURCE.read_bytes(), b"kernels.cu", 0, [], [])
+            nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
         )
     except RuntimeError as error:  # of the bindings, when the library is not there
         raise EngineError(
@@ -192,7 +242,9 @@ def _compile(architecture: str) -> bytes:
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         log = b" " * _compiled(nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
-        raise EngineError(f"kernels do not compile for {architecture}: {log.decode().strip()}")
+        raise EngineError(
+            f"{source.name} does not compile for {architecture}: {log.decode().strip()}"
+        )
     code = bytes(_compiled(nvrtc.nvrtcGetCUBINSize(program)))
     _compiled(nvrtc.nvrtcGetCUBIN(program, code))
     return code

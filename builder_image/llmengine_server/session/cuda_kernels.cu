@@ -1,4 +1,4 @@
-// What a step does beside the engine: new rows into the cache, and the next token of each slot.
+// What a step does beside the engine: the next token of each slot, and what goes with its sequence.
 //
 // Compiled at start for the device that is there (NVRTC). Sums are added in a fixed order, so that
 // the same logits, seed and position give the same token. The formulas of `choose` are those of
@@ -11,8 +11,6 @@ typedef unsigned long long u64;
 struct Control {
     int first_slot;  // row r of the batch is slot first_slot + r
     int rows;        // rows that count; those beyond are idle
-    int past;        // where new rows go in the cache; -1: where the slot says
-    int count;       // new rows that count, of each row of the batch
     int choose;      // 0: only tell whether the logits are finite
     int length;      // tokens of the sequence after this step; -1: one more than the slot says
 };
@@ -266,31 +264,53 @@ __device__ int draw(const Row& row, double number) {
     return pick_equal(row, place.key, (int)index);
 }
 
-// One block a row of `[rows, vocabulary]`, of a multiple of 32 threads. `results`: two numbers a
-// slot: the token, and whether all logits and cache rows are finite.
+// The row of a slot as its recipe wants it, without what was banned before `length` tokens.
+__device__ Row row_of(const float* logits, int vocabulary, const Recipe& recipe, int slot,
+                      int length, const u32* counts, const u32* bans) {
+    Row row;
+    row.logits = logits + (u64)blockIdx.y * vocabulary;
+    row.recipe = recipe;
+    row.vocabulary = vocabulary;
+    row.counts = recipe.penalised ? counts + (u64)slot * vocabulary : nullptr;
+    row.bans = length < recipe.banned_until ? bans + (u64)slot * ((vocabulary + 31) / 32)
+                                            : nullptr;
+    return row;
+}
+
+constexpr u64 BROKEN = ~0ull;
+
+// Each block looks at a part of a row of `[rows, vocabulary]`: grid (parts, rows). `seen`, `[rows,
+// parts]`: its largest key and that token, lower ids first; BROKEN where a logit is not finite.
+extern "C" __global__ void survey(const float* logits, int vocabulary, const Control* control,
+                                  const int* pasts, const Recipe* recipes, const u32* counts,
+                                  const u32* bans, u64* seen) {
+    if ((int)blockIdx.y >= control->rows) return;
+    int slot = control->first_slot + blockIdx.y;
+    int length = control->length >= 0 ? control->length : pasts[slot] + 1;
+    Row row = row_of(logits, vocabulary, recipes[slot], slot, length, counts, bans);
+    u64 best = 0;
+    for (int token = blockIdx.x * blockDim.x + threadIdx.x; token < vocabulary;
+         token += gridDim.x * blockDim.x) {
+        u64 found = (u64)key_of(row.at(token)) << 32 | (u32)~token;
+        best = larger(best, isfinite(row.logits[token]) ? found : BROKEN);
+    }
+    best = block_max(best);
+    if (threadIdx.x == 0) seen[blockIdx.y * gridDim.x + blockIdx.x] = best;
+}
+
+// One block a row, of a multiple of 32 threads, at least `parts`: grid (1, rows). `results`: two
+// numbers a slot: the token, and whether all logits and cache rows are finite.
 extern "C" __global__ void choose(const float* logits, int vocabulary, const Control* control,
                                   int* ids, int* pasts, u32* spoiled, const Recipe* recipes,
                                   u32* counts, const u32* bans, const double* numbers,
-                                  int* results) {
-    if ((int)blockIdx.x >= control->rows) return;
-    int slot = control->first_slot + blockIdx.x;
+                                  const u64* seen, int parts, int* results) {
+    if ((int)blockIdx.y >= control->rows) return;
+    int slot = control->first_slot + blockIdx.y;
     int length = control->length >= 0 ? control->length : pasts[slot] + 1;
-    Row row;
-    row.logits = logits + (u64)blockIdx.x * vocabulary;
-    row.recipe = recipes[slot];
-    row.vocabulary = vocabulary;
-    row.counts = row.recipe.penalised ? counts + (u64)slot * vocabulary : nullptr;
-    row.bans = length < row.recipe.banned_until ? bans + (u64)slot * ((vocabulary + 31) / 32)
-                                                : nullptr;
-    u64 best = 0;
-    float broken[1] = {spoiled[slot] ? 1.0f : 0.0f};
-    for (int token = threadIdx.x; token < vocabulary; token += blockDim.x) {
-        if (!isfinite(row.logits[token])) broken[0] = 1;
-        best = larger(best, (u64)key_of(row.at(token)) << 32 | (u32)~token);
-    }
-    best = block_max(best);
-    block_sum(broken);
-    bool finite = broken[0] == 0;
+    Row row = row_of(logits, vocabulary, recipes[slot], slot, length, counts, bans);
+    u64 mine = (int)threadIdx.x < parts ? seen[blockIdx.y * parts + threadIdx.x] : 0;
+    u64 best = block_max(spoiled[slot] ? BROKEN : mine);
+    bool finite = best != BROKEN;
     int token = (int)~(u32)best;
     row.largest = value_of((u32)(best >> 32));
     if (control->choose && finite && row.recipe.temperature > 0) token = draw(row, numbers[slot]);
@@ -307,82 +327,14 @@ extern "C" __global__ void choose(const float* logits, int vocabulary, const Con
     if (row.counts) counts[(u64)slot * vocabulary + token] += 1;
 }
 
-// New rows, keys `[layers, rows, heads, width, tokens]` and values `[layers, rows, heads, tokens,
-// width]`, into the cache: grid (rows, 2 * layers, heads). A value that is not finite (all bits of
-// `exponent` set) is stored as 0 and reported. Strides are in elements.
-template <typename T>
-__device__ void scatter(const T* keys, const T* values, T* cache, u64 layer_stride,
-                        u64 value_offset, int length, int tokens, int width,
-                        const Control* control, const int* pasts, u32* spoiled, u32 exponent) {
-    if ((int)blockIdx.x >= control->rows) return;
-    int slot = control->first_slot + blockIdx.x;
-    int past = control->past >= 0 ? control->past : pasts[slot];
-    int head = blockIdx.z, heads = gridDim.z, layer = blockIdx.y >> 1;
-    bool is_value = blockIdx.y & 1;
-    u64 unit = (u64)width * tokens;
-    const T* rows = (is_value ? values : keys) +
-                    (((u64)layer * gridDim.x + blockIdx.x) * heads + head) * unit;
-    T* target = cache + layer * layer_stride + (is_value ? value_offset : 0) +
-                ((u64)slot * heads + head) * width * length;
-    for (int i = threadIdx.x; i < (int)unit; i += blockDim.x) {
-        int token = is_value ? i / width : i % tokens;
-        int at = is_value ? i % width : i / tokens;
-        if (token >= control->count || past + token >= length) continue;
-        T value = rows[i];
-        if ((value & exponent) == exponent) {
-            spoiled[slot] = 1;
-            value = 0;
-        }
-        u64 place = is_value ? (u64)(past + token) * width + at : (u64)at * length + past + token;
-        target[place] = value;
-    }
-}
-
-extern "C" __global__ void scatter_2(const unsigned short* keys, const unsigned short* values,
-                                     unsigned short* cache, u64 layer_stride, u64 value_offset,
-                                     int length, int tokens, int width, const Control* control,
-                                     const int* pasts, u32* spoiled, u32 exponent) {
-    scatter(keys, values, cache, layer_stride, value_offset, length, tokens, width, control, pasts,
-            spoiled, exponent);
-}
-
-extern "C" __global__ void scatter_4(const u32* keys, const u32* values, u32* cache,
-                                     u64 layer_stride, u64 value_offset, int length, int tokens,
-                                     int width, const Control* control, const int* pasts,
-                                     u32* spoiled, u32 exponent) {
-    scatter(keys, values, cache, layer_stride, value_offset, length, tokens, width, control, pasts,
-            spoiled, exponent);
-}
-
-// Rows of another length: block r copies `kept` of row r and fills it up with zeros to `to_row`.
-// In units of 16 bytes.
-extern "C" __global__ void lay(uint4* to, u64 to_row, const uint4* from, u64 from_row, u64 kept) {
-    to += blockIdx.x * to_row;
-    from += blockIdx.x * from_row;
-    for (u64 i = threadIdx.x; i < to_row; i += blockDim.x)
-        to[i] = i < kept ? from[i] : make_uint4(0, 0, 0, 0);
-}
-
-// The first rows of one slot to another: grid (2 * layers, heads). `row` is a row of the cache at
-// its present length, `kept` what is copied of it, for keys; for values `slab` and `kept_slab`, a
-// whole head. In units of 16 bytes, but width.
-extern "C" __global__ void move_rows(uint4* cache, u64 layer_stride, u64 value_offset, int width,
-                                     u64 row, u64 kept, u64 slab, u64 kept_slab, int source,
+// The first rows of one slot to another: grid (2 * layers, heads); a slot's heads have `slab`
+// units of 16 bytes each, of which `kept` are copied.
+extern "C" __global__ void move_rows(uint4* cache, u64 half, u64 slab, u64 kept, int source,
                                      int target) {
-    int heads = gridDim.y, head = blockIdx.y;
-    cache += (blockIdx.x >> 1) * layer_stride;
-    if (blockIdx.x & 1) {
-        const uint4* from = cache + value_offset + ((u64)source * heads + head) * slab;
-        uint4* to = cache + value_offset + ((u64)target * heads + head) * slab;
-        for (u64 i = threadIdx.x; i < kept_slab; i += blockDim.x) to[i] = from[i];
-        return;
-    }
-    const uint4* from = cache + ((u64)source * heads + head) * width * row;
-    uint4* to = cache + ((u64)target * heads + head) * width * row;
-    for (u64 i = threadIdx.x; i < width * kept; i += blockDim.x) {
-        u64 place = i / kept * row + i % kept;
-        to[place] = from[place];
-    }
+    cache += blockIdx.x * half;
+    const uint4* from = cache + ((u64)source * gridDim.y + blockIdx.y) * slab;
+    uint4* to = cache + ((u64)target * gridDim.y + blockIdx.y) * slab;
+    for (u64 i = threadIdx.x; i < kept; i += blockDim.x) to[i] = from[i];
 }
 
 // What is kept of a slot beside its rows, to another: one block.

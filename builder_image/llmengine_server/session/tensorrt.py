@@ -1,8 +1,8 @@
-"""Steps a TensorRT engine of graph contract 1; the device chooses tokens, and feeds them itself.
+"""Steps a TensorRT engine of graph contract 2; the device chooses tokens, and feeds them itself.
 
-A decode step is one captured graph: the engine, its new rows into the cache, the next token of
-every slot. The host only starts it, and hears of the tokens one step later. All memory is taken
-before the first step.
+A decode step is one captured graph: the engine, which puts its new rows into the cache, and the
+next token of every slot; so is a chunk of a prompt. The host only starts it, and hears of the
+tokens one step later. All memory is taken before the first step.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from llmengine_server.session.tensorrt_state import DeviceState
 
 # One step under way, one that was started after it, one whose tokens are being read.
 _RING = 3
-# Longer prompts are no longer bound by the time that the host takes to launch their kernels.
-_LONGEST_GRAPH = 256
 _SHORTEST_CHUNK = 16
 _GREEDY = Choice()
 
@@ -63,22 +61,13 @@ class TensorRtSession:
         driver.attach()
         self._lengths = SlotLengths(cache.buckets, limits.max_batch_size)
         self._sizes = step_sizes(cache, limits.max_batch_size)
-        rows = self._sizes[-1]
-        self._state = DeviceState(driver, cache, limits, vocabulary, rows)
-        self._arena = Arena(driver, cache, rows)
-        self._programs = Programs(driver, engine, self._state, self._arena, cache)
-        self._steps = {
-            (size, length): self._programs.decode(size, length)
-            for size in self._sizes
-            for length in cache.buckets
+        self._arena = Arena(driver, cache, self._sizes[-1])
+        self._state = DeviceState(driver, cache, limits, vocabulary, self._arena)
+        self._programs = Programs(driver, engine, self._state, cache)
+        self._steps = {size: self._programs.decode(size) for size in self._sizes}
+        self._chunks = {
+            size: self._programs.chunk(size) for size in chunk_sizes(limits.max_batch_tokens)
         }
-        self._chunk_sizes = chunk_sizes(limits.max_batch_tokens)
-        self._first_chunks = {
-            size: self._programs.first_chunk(size)
-            for size in self._chunk_sizes
-            if size <= _LONGEST_GRAPH
-        }
-        self._any_chunk = self._programs.any_chunk()
         self._choices = [_GREEDY] * limits.max_batch_size
         self._has_token = [False] * limits.max_batch_size
         self._ring = [_Answers.of(driver, self._state.result_bytes) for _ in range(_RING)]
@@ -121,15 +110,10 @@ class TensorRtSession:
         answers = self._free_answers()
         self._driver.attach()
         self._lengths.begin_prefill(slot, past, new)
-        self._arena.resize(self._lengths.length)
         self._set_choice(slot, choice or _GREEDY)
         self._send_numbers([(slot, past + new)])
         self._state.set_prompt(slot, ids, past)
-        size = next(size for size in self._chunk_sizes if size >= new)
-        if past == 0 and size in self._first_chunks:
-            self._first_chunks[size].launch()
-        else:
-            self._any_chunk.launch(slot, size, fresh=past == 0)
+        self._chunks[next(size for size in self._chunks if size >= new)].launch()
         self._has_token[slot] = True
         return self._answer(answers, [slot], self._state.prompt_logits, chosen=choice is not None)
 
@@ -145,13 +129,11 @@ class TensorRtSession:
         answers = self._free_answers()
         self._driver.attach()
         self._lengths.begin_decode(pasts)
-        self._arena.resize(self._lengths.length)
         self._state.set_rows(count)
         if ids is not None:
             self._state.set_tokens(ids, np.asarray(pasts, np.int32))
         self._send_numbers((slot, past + 1) for slot, past in enumerate(pasts))
-        size = next(size for size in self._sizes if size >= count)
-        self._steps[size, self._arena.length].launch()
+        self._steps[next(size for size in self._sizes if size >= count)].launch()
         self._has_token[:count] = [True] * count
         return self._answer(answers, range(count), self._state.logits, chosen=tokens is None)
 
@@ -179,7 +161,7 @@ class TensorRtSession:
     def close(self) -> None:
         self._driver.attach()
         self._driver.synchronize()
-        for graph in (*self._steps.values(), *self._first_chunks.values()):
+        for graph in (*self._steps.values(), *self._chunks.values()):
             graph.close()
         self._programs.close()
         self._engine.close()
@@ -308,10 +290,10 @@ def _is_largest(choice: Choice) -> bool:
 
 
 def _check(cache: Cache, limits: Limits) -> None:
-    if cache.layout != "transposed" or cache.dtype not in ELEMENT_BYTES:
+    if cache.query_heads is None or cache.dtype not in ELEMENT_BYTES:
         raise EngineError(
-            f"the engine's cache is {cache.layout} {cache.dtype}; TensorRT takes transposed keys in"
-            f" {', '.join(ELEMENT_BYTES)}"
+            f"the engine's cache is of {cache.dtype}, for {cache.query_heads} query heads;"
+            f" TensorRT takes {', '.join(ELEMENT_BYTES)}, for a number of heads that is known"
         )
     if not cache.batches or cache.batches[-1] < limits.max_batch_size:
         raise EngineError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmengine_server.session import EngineError, OutOfMemoryError
+from llmengine_server.session.tensorrt_attention import register_attention
 from llmengine_server.session.tensorrt_library import load_tensorrt, make_logger
 
 # What a serialized engine begins with.
@@ -51,6 +52,7 @@ class TensorRtEngine:
     def __init__(self, plan: Path) -> None:
         self._trt = load_tensorrt()
         self._logger = make_logger(self._trt)
+        register_attention()
         self._runtime = self._trt.Runtime(self._logger)
         self._engine = self._load(plan)
 

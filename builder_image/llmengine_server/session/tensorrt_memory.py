@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from llmengine.artifact import Cache, Limits
 from llmengine.quantity import GIB, MIB, readable
 from llmengine_server.session import EngineError
-from llmengine_server.session.cuda_arena import ELEMENT_BYTES, ArenaSizes
+from llmengine_server.session.cuda_arena import arena_bytes
+from llmengine_server.session.cuda_attention import heads_of
 
 # Of the GPU: the rest is for what nobody counts, and for whoever looks after it.
 USABLE = 0.92
@@ -36,19 +37,15 @@ class Needs:
 
     @property
     def arena(self) -> int:
-        sizes = ArenaSizes.of(self.cache, self.slots)
-        return sizes.whole + sizes.staging
+        return arena_bytes(self.cache, self.slots)
 
     @property
     def buffers(self) -> int:
-        """Logits, counts of tokens, bans, and new rows of one step or chunk."""
-        row = self.cache.kv_heads * self.cache.head_dim * ELEMENT_BYTES[self.cache.dtype]
-        rows = max(self.slots, self.limits.max_batch_tokens)
+        """Logits, counts of tokens, bans, and parts of sequences that are attended at once."""
         return (
             self.slots * self.vocabulary * (4 + _COUNT_BYTES)
             + self.slots * self.vocabulary // 8
-            + 2 * self.cache.layers * rows * row
-            + row * self.cache.buckets[0]
+            + heads_of(self.cache).partial_bytes(self.slots)
             + 16 * MIB
         )
 
@@ -99,9 +96,8 @@ def _with_slots(needs: Needs, slots: int) -> Needs:
 
 
 def _with_length(needs: Needs, length: int) -> Needs:
-    buckets = tuple(bucket for bucket in needs.cache.buckets if bucket < length)
     return replace(
         needs,
-        cache=needs.cache.model_copy(update={"buckets": (*buckets, -(-length // 64) * 64)}),
+        cache=needs.cache.model_copy(update={"buckets": (-(-length // 64) * 64,)}),
         limits=needs.limits.model_copy(update={"max_sequence_length": length}),
     )

@@ -6,14 +6,16 @@ The layouts of `Recipe` and `Control` are those of cuda_kernels.cu.
 from __future__ import annotations
 
 from ctypes import c_int32, c_void_p
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmengine.artifact import Cache, Limits
 from llmengine_server.session import Choice
-from llmengine_server.session.cuda import THREADS, Driver
-from llmengine_server.session.cuda_arena import ELEMENT_BYTES
+from llmengine_server.session.cuda import THREADS, Driver, survey_parts
+from llmengine_server.session.cuda_arena import Arena
+from llmengine_server.session.cuda_attention import LIVE_WORD, TABLE_WORDS, cache_table, heads_of
 
 RECIPE = np.dtype(
     [
@@ -31,8 +33,6 @@ CONTROL = np.dtype(
     [
         ("first_slot", np.int32),
         ("rows", np.int32),
-        ("past", np.int32),
-        ("count", np.int32),
         ("choose", np.int32),
         ("length", np.int32),
     ]
@@ -43,30 +43,33 @@ _ALIGNED_WORDS = 64
 
 
 class DeviceState:
-    """Memory of `rows` slots; addresses are those of device memory.
+    """Memory of the `rows` slots of an arena; addresses are those of device memory.
 
     `ids`, `pasts`, `ones` `[rows]` int32: what a decode step reads: each slot's newest token, its
     cache rows, and 1. `logits` `[rows, vocabulary]` float32; `prompt_logits` `[vocabulary]`.
-    `new_keys`, `new_values`: `[layers, ...]` as the engine gives them. `results` `[rows, 2]`
+    `cache_table`, `prompt_table`: what the engine is told of the cache. `results` `[rows, 2]`
     int32: the token that was chosen last, and whether its row was finite. Raises
     OutOfMemoryError.
     """
 
     def __init__(
-        self, driver: Driver, cache: Cache, limits: Limits, vocabulary: int, rows: int
+        self,
+        driver: Driver,
+        cache: Cache,
+        limits: Limits,
+        vocabulary: int,
+        arena: Arena,
     ) -> None:
         self._driver = driver
         self.vocabulary = vocabulary
-        self.rows = rows
+        self.rows = rows = arena.slots
         take = driver.allocate
-        row = cache.kv_heads * cache.head_dim * ELEMENT_BYTES[cache.dtype]
-        new_rows = cache.layers * max(rows, limits.max_batch_tokens) * row
         self.ids, self.pasts, self.ones = take(4 * rows), take(4 * rows), take(4 * rows)
         self.spoiled = take(4 * rows)
         self.results = take(8 * rows)
         self.result_bytes = 8 * rows
         self.logits, self.prompt_logits = take(4 * rows * vocabulary), take(4 * vocabulary)
-        self.new_keys, self.new_values = take(new_rows), take(new_rows)
+        self.seen = take(8 * rows * survey_parts(vocabulary))
         self.recipes = take(RECIPE.itemsize * rows)
         self.counts = take(4 * rows * vocabulary)
         self._ban_words = -(-vocabulary // 32)
@@ -74,18 +77,28 @@ class DeviceState:
         self.numbers = take(8 * rows)
         self._seen = take(4 * limits.max_sequence_length)
         self.control = take(CONTROL.itemsize)
-        # A prompt's control, past, new and ids, which arrive in one copy.
-        self._prompt = take(4 * (3 * _ALIGNED_WORDS + limits.max_batch_tokens))
-        # Where a prompt without a past finds its masked cache.
-        self.no_past = take(row * cache.buckets[0])
+        # A prompt's control, past, new, table and ids, which arrive in one copy.
+        self._prompt = take(4 * (4 * _ALIGNED_WORDS + limits.max_batch_tokens))
         self.row = driver.pinned(4 * vocabulary)
         self._host_numbers = np.zeros(rows)
         driver.fill(self.ones, 1, rows)
         for slot in range(rows):
             self.set_choice(slot, Choice())
         self._live = 0
-        every = np.array([(0, 0, -1, 1, 1, -1)], CONTROL)
-        driver.upload(self.control, every)
+        driver.upload(self.control, np.array([(0, 0, 1, -1)], CONTROL))
+        heads = heads_of(cache)
+        self._table = partial(
+            cache_table,
+            rows=arena.address,
+            layer_stride=arena.layer_stride,
+            value_offset=arena.value_offset,
+            length=arena.length,
+            spoiled=self.spoiled,
+            partial=take(heads.partial_bytes(rows)),
+            arrived=take(heads.arrived_bytes(rows)),
+        )
+        self.cache_table = take(8 * TABLE_WORDS)
+        driver.upload(self.cache_table, self._table(first_slot=0, live=0))
 
     @property
     def prompt_control(self) -> int:
@@ -100,24 +113,31 @@ class DeviceState:
         return self._prompt + 8 * _ALIGNED_WORDS
 
     @property
-    def prompt_ids(self) -> int:
+    def prompt_table(self) -> int:
         return self._prompt + 12 * _ALIGNED_WORDS
+
+    @property
+    def prompt_ids(self) -> int:
+        return self._prompt + 16 * _ALIGNED_WORDS
 
     def set_prompt(self, slot: int, ids: NDArray[np.int32], past: int) -> None:
         """A chunk of a prompt that is to run: `ids` after the first `past` tokens of a slot."""
         new = len(ids)
-        words = np.zeros(3 * _ALIGNED_WORDS + new, np.int32)
-        control = np.array([(slot, 1, past, new, 1, past + new)], CONTROL)
+        words = np.zeros(4 * _ALIGNED_WORDS + new, np.int32)
+        control = np.array([(slot, 1, 1, past + new)], CONTROL)
         words[: control.nbytes // 4] = control.view(np.int32)
         words[_ALIGNED_WORDS] = past
         words[2 * _ALIGNED_WORDS] = new
-        words[3 * _ALIGNED_WORDS :] = ids
+        table = self._table(first_slot=slot, live=1).view(np.int32)
+        words[3 * _ALIGNED_WORDS :][: len(table)] = table
+        words[4 * _ALIGNED_WORDS :] = ids
         self._driver.upload(self._prompt, words)
 
     def set_rows(self, count: int) -> None:
         """How many slots the next decode steps are of."""
         if count != self._live:
             self._driver.fill(self.control + _ROWS_OFFSET, count, 1)
+            self._driver.fill(self.cache_table + 8 * LIVE_WORD, count, 1)
             self._live = count
 
     def set_tokens(self, ids: NDArray[np.int32], pasts: NDArray[np.int32]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmengine.api.v1alpha1 import DType
 from llmengine.key import FORMAT
-from llmengine_builder.graph import KeyLayout, read_model
+from llmengine_builder.graph import CacheForm, read_model
 from tests.models.tiny import LLAMA3, YARN, TinyModel
 
 RECORDED = Path(__file__).parent / "digests.json"
@@ -27,9 +27,9 @@ _MODELS: Mapping[str, TinyModel] = {
     "qwen2 of bfloat16": TinyModel(family="qwen2", dtype="BF16"),
     "qwen3 with yarn": TinyModel(family="qwen3", rope=YARN),
 }
-_WRITTEN: tuple[tuple[DType, KeyLayout], ...] = (
-    (DType.FLOAT32, "plain"),
-    (DType.BFLOAT16, "transposed"),
+_WRITTEN: tuple[tuple[DType, CacheForm], ...] = (
+    (DType.FLOAT32, "inputs"),
+    (DType.BFLOAT16, "address"),
 )
 
 
@@ -39,9 +39,9 @@ def digests() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as root:
         for number, (name, model) in enumerate(_MODELS.items()):
             understood = read_model(model.write(Path(root) / str(number)))
-            for dtype, layout in _WRITTEN:
-                graph = understood.graph(dtype, layout)
-                key = f"{name}; {dtype.value}, {layout} keys"
+            for dtype, cache in _WRITTEN:
+                graph = understood.graph(dtype, cache)
+                key = f"{name}; {dtype.value}, cache by {cache}"
                 found[key] = hashlib.sha256(graph).hexdigest()
     return found
 

@@ -22,7 +22,7 @@ FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2", "qwen3")
 def understand(model: TinyModel, folder: Path, dtype: DType = DType.FLOAT32) -> Model:
     """Read a model and write its graph, which is where tensors are checked."""
     understood = read_model(model.write(folder / "model"))
-    understood.graph(dtype, "plain")
+    understood.graph(dtype, "inputs")
     return understood
 
 
@@ -282,7 +282,7 @@ def test_remarks_and_neutral_values_are_accepted(family: Family, tmp_path: Path)
     plain = understand(TinyModel(family=family), tmp_path / "plain")
     remarked = understand(TinyModel(family=family, config=HARMLESS), tmp_path / "remarked")
     assert remarked.decoder == plain.decoder
-    assert remarked.graph(DType.FLOAT32, "plain") == plain.graph(DType.FLOAT32, "plain")
+    assert remarked.graph(DType.FLOAT32, "inputs") == plain.graph(DType.FLOAT32, "inputs")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -319,7 +319,7 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path: Path) -> Non
     tensors = model.tensors()
     head = dataclasses.replace(tensors[0], name="lm_head.weight")
     safetensors_file.write(folder / "model.safetensors", [*tensors, head], "F32")
-    read_model(folder).graph(DType.FLOAT32, "plain")
+    read_model(folder).graph(DType.FLOAT32, "inputs")
 
 
 def test_a_tied_head_that_differs_from_the_embedding_is_refused(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_a_tensor_of_another_number_format_is_refused(tmp_path: Path) -> None:
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     with pytest.raises(UnsupportedError, match=r"model.norm.weight of .* has dtype I32; supported"):
-        read_model(folder).graph(DType.FLOAT32, "plain")
+        read_model(folder).graph(DType.FLOAT32, "inputs")
 
 
 @pytest.mark.parametrize(

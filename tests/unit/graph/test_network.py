@@ -1,4 +1,4 @@
-"""Graph contract 1: what goes in, what comes out, and what must not matter."""
+"""Graph contract 2: what goes in, what comes out, and what must not matter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from llmengine.api.v1alpha1 import DType
-from llmengine_builder.graph import KeyLayout, read_model
+from llmengine_builder.graph import CacheForm, read_model
 from llmengine_builder.graph.writer import OPSET
 from llmengine_builder.reference import Reference
 from llmengine_server.session.onnxruntime import start_runtime
@@ -29,8 +30,8 @@ FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2", "qwen3")
 PROMPT = [5, 77, 131, 9, 250, 18, 44, 3, 201, 60, 12]
 
 
-def graph_of(folder: Path, dtype: DType = DType.FLOAT32, layout: KeyLayout = "plain") -> bytes:
-    return read_model(folder).graph(dtype, layout)
+def graph_of(folder: Path, dtype: DType = DType.FLOAT32, cache: CacheForm = "inputs") -> bytes:
+    return read_model(folder).graph(dtype, cache)
 
 
 def inputs(rows: list[list[int]], pasts: list[int], pad: int = 0) -> dict[str, NDArray[np.int32]]:
@@ -44,12 +45,11 @@ def inputs(rows: list[list[int]], pasts: list[int], pad: int = 0) -> dict[str, N
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16])
-@pytest.mark.parametrize("layout", ["plain", "transposed"])
 def test_a_graph_is_valid_and_of_standard_operators_only(
-    family: Family, dtype: DType, layout: KeyLayout, tmp_path: Path
+    family: Family, dtype: DType, tmp_path: Path
 ) -> None:
     folder = TinyModel(family=family, dtype="BF16").write(tmp_path / "model")
-    graph = graph_of(folder, dtype, layout)
+    graph = graph_of(folder, dtype)
     # The checker looks for external data beside the file, and must not find it in ours.
     path = folder / "graph.onnx"
     path.write_bytes(graph)
@@ -61,7 +61,7 @@ def test_a_graph_is_valid_and_of_standard_operators_only(
 
 def test_inputs_and_outputs_are_those_of_the_contract(tmp_path: Path) -> None:
     folder = TinyModel(layers=2, kv_heads=2).write(tmp_path / "model")
-    model = parse(graph_of(folder, layout="transposed"))
+    model = parse(graph_of(folder))
 
     def shapes(values: list[onnx.ValueInfoProto]) -> dict[str, list[str | int]]:
         return {
@@ -75,14 +75,14 @@ def test_inputs_and_outputs_are_those_of_the_contract(tmp_path: Path) -> None:
         "input_ids": ["batch", "tokens"],
         "past_lens": ["batch"],
         "new_lens": ["batch"],
-        "k_past_0": ["batch", 2, 16, "past"],
+        "k_past_0": ["batch", 2, "past", 16],
         "v_past_0": ["batch", 2, "past", 16],
-        "k_past_1": ["batch", 2, 16, "past"],
+        "k_past_1": ["batch", 2, "past", 16],
         "v_past_1": ["batch", 2, "past", 16],
     }
     assert shapes(list(model.graph.output)) == {
         "logits": ["batch", 293],
-        "k_new": [2, "batch", 2, 16, "tokens"],
+        "k_new": [2, "batch", 2, "tokens", 16],
         "v_new": [2, "batch", 2, "tokens", 16],
     }
 
@@ -91,7 +91,7 @@ def test_weights_stay_in_the_models_own_files(tmp_path: Path) -> None:
     folder = TinyModel(shards=2, unaligned=True).write(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     model = read_model(folder)
-    graph = model.graph(DType.FLOAT32, "plain")
+    graph = model.graph(DType.FLOAT32, "inputs")
     assert len(graph) < 60_000
     stored = {}
     for tensor in parse(graph).graph.initializer:
@@ -138,21 +138,19 @@ def test_padding_and_neighbours_change_nothing(
             )
 
 
-@pytest.mark.parametrize("layout", ["plain", "transposed"])
-def test_rows_beyond_the_past_do_not_matter(layout: KeyLayout, tmp_path: Path) -> None:
+def test_rows_beyond_the_past_do_not_matter(tmp_path: Path) -> None:
     folder = TinyModel().write(tmp_path / "model")
-    graph, step = graph_of(folder, layout=layout), inputs([[7]], [len(PROMPT)])
+    graph, step = graph_of(folder), inputs([[7]], [len(PROMPT)])
     _, keys, values = run_graph(graph, folder, inputs([PROMPT], [0]))
     clean, dirty = dict[str, NDArray[Any]](step), dict[str, NDArray[Any]](step)
     for layer in range(2):
         for kind, new in (("k", keys), ("v", values)):
-            axis = 3 if kind == "k" and layout == "transposed" else 2
             past = new[layer]
             shape = list(past.shape)
-            shape[axis] = 5
+            shape[2] = 5
             name = f"{kind}_past_{layer}"
             clean[name] = past
-            dirty[name] = np.concatenate([past, np.full(shape, 1e4, np.float32)], axis=axis)
+            dirty[name] = np.concatenate([past, np.full(shape, 1e4, np.float32)], axis=2)
     np.testing.assert_allclose(
         run_graph(graph, folder, dirty)[0], run_graph(graph, folder, clean)[0], rtol=1e-5, atol=1e-5
     )
@@ -172,14 +170,9 @@ def test_a_stored_key_that_is_not_finite_is_masked_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layout", ["plain", "transposed"])
-def test_float16_engines_come_close_to_the_model(
-    family: Family, layout: KeyLayout, tmp_path: Path
-) -> None:
+def test_float16_engines_come_close_to_the_model(family: Family, tmp_path: Path) -> None:
     folder = TinyModel(family=family, dtype="F16").write(tmp_path / "model")
-    logits, keys, _ = run_graph(
-        graph_of(folder, DType.FLOAT16, layout), folder, inputs([PROMPT], [0])
-    )
+    logits, keys, _ = run_graph(graph_of(folder, DType.FLOAT16), folder, inputs([PROMPT], [0]))
     (reference,) = Reference(folder).logits([PROMPT], [[len(PROMPT) - 1]])
     assert logits.dtype == np.float32
     assert keys.dtype == np.float16
@@ -255,3 +248,68 @@ def test_the_graph_does_not_depend_on_remarks_in_the_config(tmp_path: Path) -> N
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "9"}))
     assert graph_of(folder) == before
+
+
+class CachedAttention(OpRun):
+    """The operator of graphs that know their cache by its address, here an empty one."""
+
+    op_domain = "llmengine"
+
+    def _run(  # noqa: PLR0917 - ONNX's evaluator calls it
+        self,
+        query: NDArray[np.float32],
+        key: NDArray[np.float32],
+        value: NDArray[np.float32],
+        cosine: NDArray[np.float32],
+        sine: NDArray[np.float32],
+        past_lens: NDArray[np.int32],
+        new_lens: NDArray[np.int32],
+        cache: NDArray[np.int64],
+        **attributes: Any,
+    ) -> tuple[NDArray[np.float32]]:
+        batch, tokens, _ = cosine.shape
+        group = attributes["heads"] // attributes["kv_heads"]
+
+        def heads(flat: NDArray[np.float32], turned: bool) -> NDArray[np.float32]:
+            split = flat.reshape(batch, tokens, -1, attributes["head_dim"])
+            low, high = np.split(split, 2, axis=-1)
+            c, s = cosine[:, :, None], sine[:, :, None]
+            if turned:
+                split = np.concatenate([low * c - high * s, high * c + low * s], axis=-1)
+            return split.transpose(0, 2, 1, 3)
+
+        queries = heads(query, True)
+        keys, values = (
+            np.repeat(heads(flat, turned), group, axis=1)
+            for flat, turned in ((key, True), (value, False))
+        )
+        scores = queries @ keys.transpose(0, 1, 3, 2) * attributes["head_dim"] ** -0.5
+        scores += np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
+        share = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed = share / share.sum(axis=-1, keepdims=True) @ values
+        return (mixed.transpose(0, 2, 1, 3).reshape(query.shape).astype(np.float32),)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_with_its_cache_by_address_computes_the_same(
+    family: Family, tmp_path: Path
+) -> None:
+    folder = TinyModel(family=family).write(tmp_path / "model")
+    graph = parse(graph_of(folder, cache="address"))
+    load_external_data_for_model(graph, str(folder))
+    rows = inputs([PROMPT, PROMPT[:4]], [0, 0])
+    evaluator = ReferenceEvaluator(graph, new_ops=[CachedAttention])
+    mine, *_ = evaluator.run(None, {**rows, "cache": np.zeros(9, np.int64)})
+    theirs, *_ = run_graph(graph_of(folder), folder, rows)
+    np.testing.assert_allclose(np.asarray(mine), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_with_its_cache_by_address_has_no_other_tensor_of_it(tmp_path: Path) -> None:
+    model = parse(graph_of(TinyModel(layers=2).write(tmp_path / "model"), cache="address"))
+    names = [value.name for value in model.graph.input]
+    assert names == ["input_ids", "past_lens", "new_lens", "cache"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    own = [node for node in model.graph.node if node.domain]
+    assert [(node.domain, node.op_type) for node in own] == [("llmengine", "CachedAttention")] * 2
+    layers = [{a.name: a.i for a in node.attribute}["layer"] for node in own]
+    assert layers == [0, 1]

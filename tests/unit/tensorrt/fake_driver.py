@@ -161,6 +161,21 @@ class FakeGraph:
         self.closed = True
 
 
+def _survey(
+    d: FakeDriver,
+    grid: tuple[int, int, int],
+    logits: int,
+    vocabulary: int,
+    control_at: int,
+    pasts: int,
+    recipes: int,
+    counts: int,
+    bans: int,
+    seen: int,
+) -> None:
+    """Here `choose` looks at everything itself."""
+
+
 def _choose(
     d: FakeDriver,
     grid: tuple[int, int, int],
@@ -174,10 +189,12 @@ def _choose(
     counts: int,
     bans: int,
     numbers: int,
+    seen: int,
+    parts: int,
     results: int,
 ) -> None:
     control = d.view(control_at, CONTROL, 1)[0]
-    for row in range(min(grid[0], control["rows"])):
+    for row in range(min(grid[1], control["rows"])):
         slot = int(control["first_slot"]) + row
         past = d.view(pasts + 4 * slot, np.int32, 1)
         length = int(control["length"]) if control["length"] >= 0 else int(past[0]) + 1
@@ -222,97 +239,26 @@ def _choice_of(
     )
 
 
-def _scatter(kind: Any) -> Callable[..., None]:
-    def scatter(
-        d: FakeDriver,
-        grid: tuple[int, int, int],
-        keys: int,
-        values: int,
-        cache: int,
-        layer_stride: int,
-        value_offset: int,
-        length: int,
-        tokens: int,
-        width: int,
-        control_at: int,
-        pasts: int,
-        spoiled: int,
-        exponent: int,
-    ) -> None:
-        control = d.view(control_at, CONTROL, 1)[0]
-        rows, halves, heads = grid
-        size = np.dtype(kind).itemsize
-        layers, unit = halves // 2, heads * width * length
-        shape = (layers, rows, heads, width, tokens)
-        new = {
-            False: d.view(keys, kind, int(np.prod(shape))).reshape(shape),
-            True: d.view(values, kind, int(np.prod(shape)))
-            .reshape(layers, rows, heads, tokens, width)
-            .swapaxes(-1, -2),
-        }
-        for row in range(min(rows, control["rows"])):
-            slot = int(control["first_slot"]) + row
-            past = int(control["past"])
-            if past < 0:
-                past = int(d.view(pasts + 4 * slot, np.int32, 1)[0])
-            count = min(int(control["count"]), length - past)
-            for layer in range(layers):
-                for is_value in (False, True):
-                    base = cache + size * (layer * layer_stride + is_value * value_offset)
-                    slab = d.view(base + size * slot * unit, kind, unit)
-                    place = (
-                        slab.reshape(heads, length, width).swapaxes(-1, -2)
-                        if is_value
-                        else slab.reshape(heads, width, length)
-                    )
-                    fresh = new[is_value][layer, row, :, :, :count].copy()
-                    broken = (fresh & exponent) == exponent
-                    if broken.any():
-                        d.view(spoiled + 4 * slot, np.uint32, 1)[0] = 1
-                    fresh[broken] = 0
-                    place[:, :, past : past + count] = fresh
-
-    return scatter
-
-
-def _lay(
-    d: FakeDriver,
-    grid: tuple[int, int, int],
-    to: int,
-    to_row: int,
-    source: int,
-    source_row: int,
-    kept: int,
-) -> None:
-    rows = grid[0]
-    target = d.view(to, np.uint8, 16 * rows * to_row).reshape(rows, -1)
-    old = d.view(source, np.uint8, 16 * rows * source_row).reshape(rows, -1)
-    target[:, : 16 * kept] = old[:, : 16 * kept]
-    target[:, 16 * kept :] = 0
-
-
 def _move_rows(
     d: FakeDriver,
     grid: tuple[int, int, int],
     cache: int,
-    layer_stride: int,
-    value_offset: int,
-    width: int,
-    row: int,
-    kept: int,
+    half: int,
     slab: int,
-    kept_slab: int,
+    kept: int,
     source: int,
     target: int,
 ) -> None:
     halves, heads, _ = grid
-    for half in range(halves):
-        base = cache + 16 * ((half // 2) * layer_stride + (half % 2) * value_offset)
-        rows, length, part = (heads, slab, kept_slab) if half % 2 else (heads * width, row, kept)
-        size = 16 * rows * length
-        old = d.view(base + source * size, np.uint8, size).reshape(rows, -1)
-        new = d.view(base + target * size, np.uint8, size).reshape(rows, -1)
-        new[:, : 16 * part] = old[:, : 16 * part]
+    for part in range(halves):
+        for head in range(heads):
+            old, new = (
+                d.view(
+                    cache + 16 * (part * half + (slot * heads + head) * slab), np.uint8, 16 * kept
+                )
+                for slot in (source, target)
+            )
+            new[:] = old
 
 
 def _move_state(
@@ -349,10 +295,8 @@ def _count(
 
 
 KERNELS: dict[str, Callable[..., None]] = {
+    "survey": _survey,
     "choose": _choose,
-    "scatter_2": _scatter(np.uint16),
-    "scatter_4": _scatter(np.uint32),
-    "lay": _lay,
     "move_rows": _move_rows,
     "move_state": _move_state,
     "count": _count,

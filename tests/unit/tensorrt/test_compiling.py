@@ -24,11 +24,7 @@ from llmengine_builder.backends import Backend, CompiledEngine, CompileOptions, 
 from llmengine_builder.backends import tensorrt as backend_module
 from llmengine_builder.backends.tensorrt_compiler import Percent
 from llmengine_builder.backends.tensorrt_failures import CompilerCrashError, explain
-from llmengine_builder.backends.tensorrt_shapes import (
-    bounded_chunk,
-    cache_buckets,
-    decode_batches,
-)
+from llmengine_builder.backends.tensorrt_shapes import cache_length, decode_batches
 from llmengine_builder.backends.tensorrt_weights import converted
 from llmengine_builder.errors import (
     BadInputError,
@@ -102,11 +98,11 @@ def test_an_engine_is_a_plan_with_a_profile_for_prompts_and_one_for_each_size_of
         [[8, 1]] * 3,
         [[32, 1]] * 3,
     ]
-    assert profiles[2]["k_past_1"] == [[8, 2, 16, length] for length in (256, 1024, 1024)]
-    assert profiles[2]["v_past_1"] == [[8, 2, length, 16] for length in (256, 1024, 1024)]
+    assert profiles[2]["past_lens"] == profiles[2]["new_lens"] == [[8]] * 3
     assert told(engine)["off"] == ["TF32"]
-    assert (engine.cache.buckets, engine.cache.batches) == ((256, 1024), (1, 8, 32))
-    assert (engine.cache.layout, engine.cache.dtype) == ("transposed", "bfloat16")
+    assert told(engine)["plugins"] == ["llmengine/CachedAttention/1"]
+    assert (engine.cache.buckets, engine.cache.batches) == ((1024,), (1, 8, 32))
+    assert (engine.cache.query_heads, engine.cache.dtype) == (4, "bfloat16")
     assert percents == [50, 99, 100]
     assert engine.footprint.host_bytes > 0
     assert engine.footprint.device_bytes >= 1 << 20
@@ -146,21 +142,17 @@ def test_float16_of_a_bfloat16_model_is_a_warning(backend: Backend, tmp_path: Pa
     assert "65504: some models overflow then (Qwen2 does)" in engine.warnings[0]
 
 
-def test_chunks_are_shortened_until_their_scores_fit_and_the_manifest_says_so(
-    backend: Backend, tmp_path: Path
-) -> None:
-    long = Limits(max_batch_size=1, max_sequence_length=65536, max_batch_tokens=4096)
-    engine, _ = compile_tiny(backend, tmp_path, options(limits=long))
-    chunk = engine.limits.max_batch_tokens
-    assert 4 * chunk * (65536 + chunk) * 10 <= GIB < 4 * (chunk + 16) * (65552 + chunk) * 10
-    assert f"chunks of {chunk} tokens instead of maxBatchTokens 4096" in engine.warnings[0]
+def test_no_chunk_is_longer_than_a_sequence(backend: Backend, tmp_path: Path) -> None:
+    short = Limits(max_batch_size=1, max_sequence_length=100, max_batch_tokens=4096)
+    engine, _ = compile_tiny(backend, tmp_path, options(limits=short))
+    assert engine.limits.max_batch_tokens == 100
+    assert engine.cache.buckets == (128,)
 
 
-def test_sequences_that_no_chunk_fits_are_refused(backend: Backend, tmp_path: Path) -> None:
-    model = read_model(TinyModel(dtype="BF16").write(tmp_path / "model"))
-    huge = options(limits=Limits(max_batch_size=1, max_sequence_length=1 << 28, max_batch_tokens=8))
-    with pytest.raises(UnsupportedError, match="take more than 1 GiB for the shortest prompt"):
-        backend.check_model(model, huge, H100.record())
+def test_heads_that_the_kernels_do_not_take_are_refused(backend: Backend, tmp_path: Path) -> None:
+    model = read_model(TinyModel(dtype="BF16", head_dim=12).write(tmp_path / "model"))
+    with pytest.raises(UnsupportedError, match="heads of 12 numbers, and tensorrt takes multiples"):
+        backend.check_model(model, options(), H100.record())
 
 
 def test_a_plan_that_holds_weights_twice_is_refused(
@@ -353,12 +345,9 @@ def test_the_backend_is_found_where_its_library_is_and_must_have_the_runtimes_ve
         find_backend("tensorrt", "11.2.1")
 
 
-@pytest.mark.parametrize(
-    ("length", "buckets"),
-    [(16, (64,)), (256, (256,)), (1024, (256, 1024)), (5000, (256, 1024, 4096, 5056))],
-)
-def test_buckets_grow_by_four_in_whole_steps(length: int, buckets: tuple[int, ...]) -> None:
-    assert cache_buckets(length) == buckets
+@pytest.mark.parametrize(("length", "rows"), [(16, 64), (256, 256), (1000, 1024)])
+def test_a_slot_has_rows_for_the_longest_sequence_in_whole_steps(length: int, rows: int) -> None:
+    assert cache_length(length) == rows
 
 
 @pytest.mark.parametrize(
@@ -366,11 +355,6 @@ def test_buckets_grow_by_four_in_whole_steps(length: int, buckets: tuple[int, ..
 )
 def test_steps_are_of_one_a_few_and_all_slots(slots: int, batches: tuple[int, ...]) -> None:
     assert decode_batches(slots) == batches
-
-
-def test_a_chunk_that_fits_stays_as_it_is() -> None:
-    assert bounded_chunk(heads=32, length=4096, chunk=512) == 512
-    assert bounded_chunk(heads=32, length=8192, chunk=512) == 384
 
 
 def test_percent_counts_phases_within_phases_and_never_goes_back() -> None:

@@ -45,6 +45,44 @@ class ILogger:
 class IProgressMonitor: ...
 
 
+class IPluginV3: ...
+
+
+class IPluginV3OneCore: ...
+
+
+class IPluginV3OneBuild: ...
+
+
+class IPluginV3OneRuntime: ...
+
+
+class IPluginCreatorV3One: ...
+
+
+float32, float16, bfloat16, int32, int64 = range(5)
+PluginFieldType = SimpleNamespace(INT32=3)
+PluginFieldCollection = list
+
+
+def PluginField(name: str, data: Any, kind: int) -> SimpleNamespace:
+    return SimpleNamespace(name=name, data=data, type=kind)
+
+
+_plugins: list[str] = []
+
+
+class _Registry:
+    def register_creator(self, creator: Any, namespace: str) -> bool:
+        assert creator.plugin_namespace == namespace
+        _plugins.append(f"{namespace}/{creator.name}/{creator.plugin_version}")
+        return True
+
+
+def get_plugin_registry() -> _Registry:
+    return _Registry()
+
+
 class NetworkDefinitionCreationFlag(IntEnum):
     STRONGLY_TYPED = 1
 
@@ -137,5 +175,6 @@ class Builder:
         monitor.step_complete("Building", 1)
         monitor.phase_finish("Building")
         self._logger.log(_Severity.WARNING, "this is a warning")
-        told = json.dumps({**network, "profiles": config.profiles, "off": config.off}).encode()
+        asked = {"profiles": config.profiles, "off": config.off, "plugins": _plugins}
+        told = json.dumps({**network, **asked}).encode()
         return told + b" " * int(_WORDS or 0)

@@ -1,0 +1,255 @@
+"""The attention kernels, compiled for this CPU, compute what a few lines of numpy say they do."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from ctypes import c_float, c_int32, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llmengine_server.session import cuda
+
+SOURCE = Path(cuda.__file__).with_name("cuda_attention.cu")
+KERNELS = ("append_rows", "attend_one", "attend_each", "attend_many")
+THREADS, TILE = 128, 64
+LAYERS, LAYER, SLOTS, LENGTH = 2, 1, 5, 160
+ELEMENTS = ("float32", "float16", "bfloat16")
+# A few roundings of the dtype, of numbers around 1.
+CLOSE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shape:
+    element: str
+    head_dim: int
+    kv_heads: int
+    group: int
+
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.group
+
+    def store(self, values: Floats) -> NDArray[Any]:
+        if self.element == "bfloat16":
+            bits = values.view(np.uint32)
+            return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return values.astype(self.element)
+
+    def load(self, stored: NDArray[Any]) -> Floats:
+        if self.element == "bfloat16":
+            return np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+        return stored.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def libraries() -> dict[Shape, ctypes.CDLL]:
+    return {}
+
+
+@pytest.fixture
+def compiled(
+    shape: Shape, libraries: dict[Shape, ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
+    if shape in libraries:
+        return libraries[shape]
+    folder = tmp_path_factory.mktemp("attention")
+    kernels = KERNELS if shape.element != "float32" else KERNELS[:3]
+    runs = "\n".join(
+        f'extern "C" void run_{name}(unsigned x, unsigned y, unsigned z, void** a)'
+        f" {{ launch({name}, {{x, y, z}}, {THREADS}, a); }}"
+        for name in kernels
+    )
+    header = Path(__file__).with_name("cuda_on_cpu.h")
+    (folder / "a.cpp").write_text(f'#include "{header}"\n#include "{SOURCE}"\n{runs}\n')
+    defines = (
+        f"-DELEMENT={ELEMENTS.index(shape.element)}",
+        f"-DHEAD_DIM={shape.head_dim}",
+        f"-DGROUP={shape.group}",
+    )
+    # Each library has shared memory of its own, though their names are the same.
+    compiler = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-fno-gnu-unique"]
+    compiler += ["-pthread", *defines]
+    subprocess.run([*compiler, "-o", folder / "a.so", folder / "a.cpp"], check=True)
+    libraries[shape] = ctypes.CDLL(str(folder / "a.so"))
+    return libraries[shape]
+
+
+class Step:
+    """One call of the attention over a cache that is full of numbers, as a session makes it."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        pasts: Sequence[int],
+        counts: Sequence[int],
+        tokens: int,
+        *,
+        first_slot: int = 0,
+        rows: int | None = None,
+        splits: int = 3,
+    ) -> None:
+        self.shape = s = shape
+        self.pasts, self.counts = np.array(pasts, np.int32), np.array(counts, np.int32)
+        self.tokens, self.splits, self.first_slot = tokens, splits, first_slot
+        self.batch = len(pasts)
+        self.rows = self.batch if rows is None else rows
+        numbers = np.random.default_rng(3)
+
+        def random(*lengths: int) -> NDArray[Any]:
+            return s.store(numbers.standard_normal(lengths, np.float32))
+
+        self.cache = random(LAYERS, 2, SLOTS, s.kv_heads, LENGTH, s.head_dim)
+        self.before = self.cache.copy()
+        self.query = random(self.batch, tokens, s.heads, s.head_dim)
+        self.key = random(self.batch, tokens, s.kv_heads, s.head_dim)
+        self.value = random(self.batch, tokens, s.kv_heads, s.head_dim)
+        angles = numbers.uniform(0, 6, (self.batch, tokens, s.head_dim // 2)).astype(np.float32)
+        self.cosine, self.sine = np.cos(angles), np.sin(angles)
+        self.output = s.store(np.full(self.query.shape, 7, np.float32))
+        self.spoiled = np.zeros(SLOTS, np.uint32)
+        self.arrived = np.zeros(4096, np.uint32)
+        self._partial = np.zeros((self.batch * tokens, s.heads, splits, s.head_dim + 2), np.float32)
+        half = SLOTS * s.kv_heads * LENGTH * s.head_dim
+        pointers = (self.cache, self.spoiled, self._partial, self.arrived)
+        at, *others = (each.ctypes.data for each in pointers)
+        words = [first_slot, self.rows, at, 2 * half, half, LENGTH, *others]
+        self._table = np.array(words, np.int64)
+
+    def run(self, library: ctypes.CDLL, *kernels: str) -> None:
+        s = self.shape
+        scale = c_float(s.head_dim**-0.5 * np.log2(np.e))
+        subgroups = s.group // next(n for n in range(8, 0, -1) if s.group % n == 0)
+        grids = {
+            "append_rows": (self.tokens, s.kv_heads, self.batch),
+            "attend_one": (self.splits, s.kv_heads * subgroups, self.batch),
+            "attend_each": (1, s.kv_heads * subgroups, self.batch * self.tokens),
+            "attend_many": (-(-self.tokens // TILE), s.heads, self.batch),
+        }
+        for kernel in kernels:
+            inputs = (self.key, self.value, self.cosine, self.sine, self.pasts, self.counts)
+            arguments: list[Any] = [c_void_p(each.ctypes.data) for each in inputs]
+            arguments.append(c_void_p(self._table.ctypes.data))
+            if kernel == "append_rows":
+                arguments.append(c_int32(LAYER))
+            else:
+                arguments.insert(0, c_void_p(self.query.ctypes.data))
+                arguments += [c_void_p(self.output.ctypes.data), c_int32(LAYER)]
+                arguments += [c_int32(self.tokens), scale]
+            pointers = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+            getattr(library, f"run_{kernel}")(*grids[kernel], pointers)
+
+    def expected(self) -> tuple[Floats, NDArray[Any]]:
+        """The output, and the cache afterwards."""
+        s = self.shape
+        cache = self.before.copy()
+        output = np.zeros(self.query.shape, np.float32)
+        for row in range(self.rows):
+            slot, past, count = self.first_slot + row, self.pasts[row], self.counts[row]
+            keys, values = cache[LAYER, :, slot]
+            for t in range(count):
+                keys[:, past + t] = s.store(self._turn(self.key[row, t], row, t))
+                values[:, past + t] = self.value[row, t]
+            for t in range(count):
+                query = self._turn(self.query[row, t], row, t) * np.float32(s.head_dim**-0.5)
+                seen = slice(0, past + t + 1)
+                for head in range(s.heads):
+                    kv = head // s.group
+                    scores = s.load(keys[kv, seen]) @ query[head]
+                    share = np.exp(scores - scores.max())
+                    output[row, t, head] = share / share.sum() @ s.load(values[kv, seen])
+        return output, cache
+
+    def _turn(self, heads: NDArray[Any], row: int, token: int) -> Floats:
+        low, high = np.split(self.shape.load(heads), 2, axis=-1)
+        cosine, sine = self.cosine[row, token], self.sine[row, token]
+        return np.concatenate([low * cosine - high * sine, high * cosine + low * sine], axis=-1)
+
+    def check(self) -> None:
+        output, cache = self.expected()
+        close = CLOSE[self.shape.element]
+        for row, count in enumerate(self.counts):
+            mine = self.shape.load(self.output[row, :count])
+            np.testing.assert_allclose(mine, output[row, :count], rtol=0, atol=close)
+        kept = self.shape.load(self.cache)
+        np.testing.assert_allclose(kept, self.shape.load(cache), rtol=close, atol=close / 100)
+        untouched = np.delete(np.arange(SLOTS), self.first_slot + np.arange(self.rows))
+        np.testing.assert_array_equal(self.cache[:, :, untouched], self.before[:, :, untouched])
+        assert not self.spoiled.any()
+        assert not self.arrived.any()
+
+
+SHAPES = [
+    pytest.param(Shape("float32", 64, 2, 3), id="float32, three heads a key"),
+    pytest.param(Shape("float16", 64, 1, 4), id="float16, four heads a key"),
+    pytest.param(Shape("bfloat16", 128, 2, 1), id="bfloat16, a key each"),
+    pytest.param(Shape("float16", 80, 1, 2), id="a head that is no power of two"),
+    pytest.param(Shape("bfloat16", 16, 1, 12), id="more heads a key than a block takes"),
+    pytest.param(Shape("float32", 256, 1, 1), id="heads wider than a warp reads at once"),
+]
+ON_TENSOR_CORES = [
+    pytest.param(Shape("float16", 64, 1, 4), id="float16"),
+    pytest.param(Shape("bfloat16", 128, 2, 1), id="bfloat16"),
+    pytest.param(Shape("float16", 80, 1, 2), id="a head that is no power of two"),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_decode_step_attends_over_each_slots_own_rows(
+    compiled: ctypes.CDLL, shape: Shape, splits: int
+) -> None:
+    step = Step(shape, [0, 41, LENGTH - 1], [1, 1, 1], 1, splits=splits)
+    step.run(compiled, "attend_one")
+    step.check()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_idle_rows_of_a_step_change_nothing(compiled: ctypes.CDLL, shape: Shape) -> None:
+    step = Step(shape, [7, 100, 12, 3], [1, 1, 1, 1], 1, rows=2)
+    step.run(compiled, "attend_one")
+    step.check()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_a_prompt_is_attended_token_by_token(compiled: ctypes.CDLL, shape: Shape) -> None:
+    step = Step(shape, [21], [6], 8, first_slot=3)
+    step.run(compiled, "append_rows", "attend_each")
+    step.check()
+
+
+@pytest.mark.parametrize("shape", ON_TENSOR_CORES)
+@pytest.mark.parametrize(
+    ("past", "count", "tokens"),
+    [
+        pytest.param(0, 16, 16, id="one tile of a prompt's beginning"),
+        pytest.param(37, 70, 96, id="a later chunk, several tiles, padded"),
+        pytest.param(64, 1, 16, id="a single token"),
+        pytest.param(0, 160, 160, id="up to the cache's end"),
+    ],
+)
+def test_a_prompt_is_attended_by_the_tensor_cores(
+    compiled: ctypes.CDLL, shape: Shape, past: int, count: int, tokens: int
+) -> None:
+    step = Step(shape, [past], [count], tokens, first_slot=2)
+    step.run(compiled, "append_rows", "attend_many")
+    step.check()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+@pytest.mark.parametrize("kernel", ["attend_one", "append_rows"])
+def test_rows_that_are_not_finite_are_kept_out_of_the_cache_and_reported(
+    compiled: ctypes.CDLL, shape: Shape, kernel: str
+) -> None:
+    step = Step(shape, [9, 20], [1, 1], 1, first_slot=1)
+    step.value[1, 0, 0, 5] = step.shape.store(np.array([np.inf], np.float32))[0]
+    step.run(compiled, kernel)
+    assert step.spoiled.tolist() == [0, 0, 1, 0, 0]
+    assert np.isfinite(shape.load(step.cache)).all()
