@@ -54,7 +54,7 @@ def prefill_seconds(session: Session, length: int) -> float:
 
 
 def floor_seconds(manifest: Manifest, weights: int, slots: int) -> float:
-    """Seconds that `weights` bytes and the rows of `step_seconds` take at the memory's bandwidth."""
+    """Seconds that reading `weights` bytes and the rows of `step_seconds` takes, at BANDWIDTH."""
     cache, length = manifest.cache, PROMPT + STEPS // 2
     row = cache.kv_heads * cache.head_dim * ELEMENT_BYTES[cache.dtype]
     return (weights + 2 * cache.layers * slots * length * row) / BANDWIDTH

@@ -24,7 +24,7 @@ from llmengine_builder.backends.tensorrt_shapes import (
     decode_batches,
     profiles,
 )
-from llmengine_builder.backends.tensorrt_weights import STORED, converted, converted_bytes
+from llmengine_builder.backends.tensorrt_weights import STORED, prepared, prepared_bytes
 from llmengine_builder.errors import (
     BadInputError,
     UnsupportedError,
@@ -94,7 +94,7 @@ class _TensorRt:
 
     def disk_bytes(self, model: Model, options: CompileOptions) -> int:
         size = _Size.of(model, options)
-        return int(_LARGEST_PLAN * size.plan) + _PLAN_CODE + converted_bytes(model, options.dtype)
+        return int(_LARGEST_PLAN * size.plan) + _PLAN_CODE + prepared_bytes(model, options.dtype)
 
     def check_model(self, model: Model, options: CompileOptions, device: Device) -> None:
         if options.dtype is DType.BFLOAT16 and _capability(device) < (8, 0):
@@ -144,7 +144,7 @@ class _TensorRt:
         decoder = model.decoder
         decoder.check_length(options.limits.max_sequence_length)
         limits, cache = _limits(options), _cache(model, options)
-        stored = converted(model, options.dtype, folder / "weights")
+        stored = prepared(model, options.dtype, folder / "weights")
         order = Order(
             graph=str(folder / "graph.onnx"),
             weights=str(stored.checkpoint.folder),

@@ -1,10 +1,10 @@
-"""Weights in the type that the engine computes in, so that no engine casts them when it runs."""
+"""Weights as the engine computes with them, so that no engine casts or joins them when it runs."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmengine.api.v1alpha1 import DType
-from llmengine_builder.graph import Model, read_model
-from llmengine_builder.safetensors import SINGLE, StoredTensor
+from llmengine_builder.graph import Model
+from llmengine_builder.safetensors import Checkpoint, StoredTensor
 
 STORED: Mapping[DType, str] = {
     DType.FLOAT32: "F32",
@@ -22,45 +22,54 @@ STORED: Mapping[DType, str] = {
 }
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _TYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+PREPARED = "prepared.bin"
 # Numbers that are converted at once.
 _PIECE = 1 << 24
 
 
-def converted_bytes(model: Model, dtype: DType) -> int:
-    """Size of the file that `converted` writes; 0 where none is needed."""
-    wanted = STORED[dtype]
-    if all(tensor.dtype == wanted for tensor in model.checkpoint.tensors.values()):
-        return 0
-    return model.checkpoint.elements * _ITEM_BYTES[wanted]
+def prepared_bytes(model: Model, dtype: DType) -> int:
+    """Size of the file that `prepared` writes."""
+    tensors = model.checkpoint.tensors
+    numbers = sum(math.prod(tensors[name].shape) for name in _written(model, dtype))
+    return numbers * _ITEM_BYTES[STORED[dtype]]
 
 
-def converted(model: Model, dtype: DType, folder: Path) -> Model:
-    """The model with all tensors stored in `dtype`: itself, or a copy in `folder`, which is made.
+def prepared(model: Model, dtype: DType, folder: Path) -> Model:
+    """The model with all tensors stored in `dtype`, and with each layer's projections of query, key
+    and value one behind the other. In `folder`, which is made: links to the model's files, and one
+    with what had to be written.
 
     Rounds to nearest, ties to even; what float16 cannot hold becomes infinite.
     """
-    if not converted_bytes(model, dtype):
-        return model
     folder.mkdir()
-    shutil.copyfile(model.checkpoint.folder / "config.json", folder / "config.json")
-    wanted = STORED[dtype]
-    tensors = sorted(model.checkpoint.tensors.values(), key=lambda tensor: tensor.name)
-    header, offset = {}, 0
-    for tensor in tensors:
-        end = offset + int(np.prod(tensor.shape, dtype=np.int64)) * _ITEM_BYTES[wanted]
-        header[tensor.name] = {
-            "dtype": wanted,
-            "shape": tensor.shape,
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with (folder / SINGLE).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            _write(file, model.checkpoint.folder, tensor, wanted)
-    return read_model(folder)
+    checkpoint, wanted = model.checkpoint, STORED[dtype]
+    tensors = dict(checkpoint.tensors)
+    with (folder / PREPARED).open("wb") as file:
+        for name in _written(model, dtype):
+            offset = file.tell()
+            _write(file, checkpoint.folder, checkpoint.tensors[name], wanted)
+            length = file.tell() - offset
+            shape = checkpoint.tensors[name].shape
+            tensors[name] = StoredTensor(name, PREPARED, wanted, shape, offset, length)
+    files = tuple(sorted({tensor.file for tensor in tensors.values()}))
+    for name in files:
+        if name != PREPARED:
+            (folder / name).symlink_to((checkpoint.folder / name).resolve())
+    return replace(model, checkpoint=Checkpoint(folder, files, tensors))
+
+
+def _written(model: Model, dtype: DType) -> list[str]:
+    """Names of the tensors that are written: projections, and whatever has another dtype."""
+    tensors = model.checkpoint.tensors
+    together = [
+        f"model.layers.{layer}.self_attn.{letter}_proj.{part}"
+        for layer in range(model.decoder.layers)
+        for part in ("weight", "bias")
+        for letter, _ in model.decoder.projections
+    ]
+    found = dict.fromkeys(name for name in together if name in tensors)
+    other = sorted(name for name, tensor in tensors.items() if tensor.dtype != STORED[dtype])
+    return list(found | dict.fromkeys(other))
 
 
 def _write(file: Any, folder: Path, tensor: StoredTensor, wanted: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ValueInfoProto, helper
 
+from llmengine_builder.graph.blocks import linear, rms_norm
 from llmengine_builder.graph.decoder import Decoder
 from llmengine_builder.graph.step import Step, Turns, int32_range
 from llmengine_builder.graph.writer import ONNX_TYPES, Writer
@@ -87,14 +88,14 @@ class CacheInputs:
             turn_key=_rotation(w, step.turns(w, d, d.rope.amplitude)),
         )
 
-    def attend(self, w: Writer, layer: int, query: str, key: str, value: str) -> str:
-        """`[batch * tokens, heads * head_dim]` of query, key and value (kv_heads), and so the
-        result.
+    def attend(self, w: Writer, layer: int, x: str) -> str:
+        """`[batch * tokens, hidden]` to `[batch * tokens, heads * head_dim]`.
 
         One softmax runs over both parts. A masked score is replaced, never added to: what stands
         in an unused cache row must not matter.
         """
         shapes, half = self.shapes, self.decoder.head_dim // 2
+        query, key, value = self._heads(w, layer, x)
         query = _turn(w, w.node("Reshape", query, shapes.query_heads), self.turn_query, half)
         key = _turn(w, w.node("Reshape", key, shapes.key_heads), self.turn_key, half)
         value = w.node("Reshape", value, shapes.key_heads)
@@ -125,6 +126,20 @@ class CacheInputs:
         ungrouped = w.node("Reshape", mixed, shapes.ungrouped)
         ungrouped = w.node("Transpose", ungrouped, perm=[0, 3, 1, 2, 4])
         return w.node("Reshape", ungrouped, shapes.merged)
+
+    def _heads(self, w: Writer, layer: int, x: str) -> list[str]:
+        d = self.decoder
+        name = f"model.layers.{layer}.self_attn"
+        found = []
+        for kind, count in d.projections:
+            rows = count * d.head_dim
+            flat = linear(w, x, f"{name}.{kind}_proj", rows, d.hidden, bias=d.qkv_bias)
+            if d.qk_norm and kind != "v":
+                split = w.node("Reshape", flat, w.constant([-1, count, d.head_dim]))
+                normed = rms_norm(w, split, f"{name}.{kind}_norm", d.head_dim, d.eps)
+                flat = w.node("Reshape", normed, w.constant([-1, rows]))
+            found.append(flat)
+        return found
 
     def finish(self, w: Writer) -> None:
         """Write the outputs: the rows of all layers."""

@@ -5,6 +5,8 @@ Norm runs in float32 whatever the graph's dtype is. Activations are `[batch * to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llmengine_builder.graph.writer import Writer
@@ -25,6 +27,18 @@ def linear(
     if bias:
         inputs.append(w.weight(f"{name}.bias", (rows,)))
     return w.node("Gemm", *inputs, output=output, transB=1)
+
+
+def merged_linear(
+    w: Writer, x: str, parts: Sequence[tuple[str, int]], columns: int, *, bias: bool
+) -> str:
+    """`linear` of several weights, one below the other: names, and rows of each."""
+    names = [name for name, _ in parts]
+    rows = [count for _, count in parts]
+    inputs = [x, w.merged([f"{name}.weight" for name in names], [(n, columns) for n in rows])]
+    if bias:
+        inputs.append(w.merged([f"{name}.bias" for name in names], [(n,) for n in rows]))
+    return w.node("Gemm", *inputs, transB=1)
 
 
 def rms_norm(w: Writer, x: str, name: str, length: int, eps: float) -> str:

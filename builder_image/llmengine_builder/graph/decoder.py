@@ -36,6 +36,11 @@ class Decoder:
     qk_norm: bool = False
     window: int | None = None
 
+    @property
+    def projections(self) -> tuple[tuple[str, int], ...]:
+        """What a layer's input is projected to: a letter, and how many heads."""
+        return (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
+
     def check_length(self, max_sequence_length: int) -> None:
         """Refuse sequences that are longer than the model was made for.
 

@@ -31,7 +31,7 @@ CacheForm = Literal["inputs", "address"]
 
 
 class _Attention(Protocol):
-    def attend(self, w: Writer, layer: int, query: str, key: str, value: str) -> str: ...
+    def attend(self, w: Writer, layer: int, x: str) -> str: ...
 
     def finish(self, w: Writer) -> None: ...
 
@@ -75,22 +75,11 @@ def _embed(w: Writer, d: Decoder) -> str:
 
 def _layer(w: Writer, d: Decoder, attention: _Attention, layer: int, x: str) -> str:
     name = f"model.layers.{layer}"
-    own = f"{name}.self_attn"
     y = rms_norm(w, x, f"{name}.input_layernorm", d.hidden, d.eps)
 
-    def heads(kind: str, count: int) -> str:
-        flat = linear(w, y, f"{own}.{kind}_proj", count * d.head_dim, d.hidden, bias=d.qkv_bias)
-        if d.qk_norm and kind != "v":
-            split = w.node("Reshape", flat, w.constant([-1, count, d.head_dim]))
-            normed = rms_norm(w, split, f"{own}.{kind}_norm", d.head_dim, d.eps)
-            return w.node("Reshape", normed, w.constant([-1, count * d.head_dim]))
-        return flat
-
-    mixed = attention.attend(
-        w, layer, heads("q", d.heads), heads("k", d.kv_heads), heads("v", d.kv_heads)
-    )
+    mixed = attention.attend(w, layer, y)
     projected = linear(
-        w, mixed, f"{own}.o_proj", d.hidden, d.heads * d.head_dim, bias=d.output_bias
+        w, mixed, f"{name}.self_attn.o_proj", d.hidden, d.heads * d.head_dim, bias=d.output_bias
     )
     x = w.node("Add", x, projected)
     y = rms_norm(w, x, f"{name}.post_attention_layernorm", d.hidden, d.eps)

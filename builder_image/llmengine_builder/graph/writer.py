@@ -6,7 +6,9 @@ every TensorRT since 10.0 can read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,6 +141,29 @@ class Writer:
         if self._weights[name] == stored and dtype is not self.dtype:
             self._weights[name] = self.cast(stored, dtype, self.dtype)
         return self._weights[name]
+
+    def merged(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> str:
+        """Several tensors, one below the other, in the graph's dtype: one reference where they lie
+        one behind the other in a file."""
+        weights = [self.weight(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        tensors = [self._checkpoint.tensors[name] for name in names]
+        follow = all(
+            (one.file, one.offset + one.length) == (other.file, other.offset)
+            for one, other in itertools.pairwise(tensors)
+        )
+        if not follow or weights != list(names):
+            return self.node("Concat", *weights, axis=0)
+        alone = [tensor for tensor in self._initializers if tensor.name not in names]
+        self._initializers = alone
+        first = tensors[0]
+        whole = replace(
+            first,
+            name=f"{self.scope}/{first.name.rpartition('.')[2]}",
+            shape=(sum(tensor.shape[0] for tensor in tensors), *first.shape[1:]),
+            length=sum(tensor.length for tensor in tensors),
+        )
+        self._initializers.append(_external(whole, self.dtype))
+        return whole.name
 
     def serialize(
         self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]

@@ -6,9 +6,10 @@
 // "Online normalizer calculation for softmax", 2018; `attend_one` adds parts of one sequence that
 // several blocks took: Dao and others, "Flash-Decoding", 2023.
 //
-// Tensors, T the element, tokens of a batch padded on the right: query `[rows, tokens, kv_heads *
-// GROUP, HEAD_DIM]`, key and value `[rows, tokens, kv_heads, HEAD_DIM]`, cosine and sine float32
-// `[rows, tokens, HEAD_DIM / 2]`, the output like the query. The cache is `[layers][keys, values]`
+// Tensors, T the element, tokens of a batch padded on the right: `heads`, a token's query, key and
+// value heads one behind the other, `[rows, tokens, kv_heads * (GROUP + 2), HEAD_DIM]`; cosine and
+// sine float32 `[rows, tokens, HEAD_DIM / 2]`; the output, one head for each of the query,
+// `[rows, tokens, kv_heads * GROUP, HEAD_DIM]`. The cache is `[layers][keys, values]`
 // of `[slots, kv_heads, length, HEAD_DIM]`.
 
 typedef unsigned int u32;
@@ -126,6 +127,11 @@ __device__ T* rows_of(const Cache& cache, int layer, bool values, int slot, int 
            ((i64)slot * kv_heads + kv) * cache.length * HEAD_DIM;
 }
 
+// A head of a token, `at` of all tokens: first those of the query, then of key, then of value.
+__device__ const T* head_of(const T* heads, i64 at, int kv_heads, int head) {
+    return heads + (at * kv_heads * (GROUP + 2) + head) * HEAD_DIM;
+}
+
 // A number to be kept; one that is not finite would spoil whoever has the slot next.
 __device__ T kept(T x, u32* spoiled) {
     if (is_finite(x)) return x;
@@ -150,17 +156,17 @@ __device__ void append(const T* key, const T* value, const float* cosine, const 
 }
 
 // New rows of a prompt: grid (tokens, kv_heads, rows).
-extern "C" __global__ void append_rows(const T* key, const T* value, const float* cosine,
-                                       const float* sine, const int* past_lens,
-                                       const int* new_lens, const Cache* table, int layer) {
+extern "C" __global__ void append_rows(const T* heads, const float* cosine, const float* sine,
+                                       const int* past_lens, const int* new_lens,
+                                       const Cache* table, int layer) {
     Cache cache = *table;
     int token = blockIdx.x, kv = blockIdx.y, row = blockIdx.z;
     int tokens = gridDim.x, kv_heads = gridDim.y;
     int place = past_lens[row] + token, slot = (int)cache.first_slot + row;
     if (row >= cache.live || token >= new_lens[row] || place >= cache.length) return;
     i64 at = (i64)row * tokens + token;
-    append(key + (at * kv_heads + kv) * HEAD_DIM, value + (at * kv_heads + kv) * HEAD_DIM,
-           cosine + at * HALF, sine + at * HALF,
+    append(head_of(heads, at, kv_heads, kv_heads * GROUP + kv),
+           head_of(heads, at, kv_heads, kv_heads * (GROUP + 1) + kv), cosine + at * HALF, sine + at * HALF,
            rows_of(cache, layer, false, slot, kv, kv_heads) + (i64)place * HEAD_DIM,
            rows_of(cache, layer, true, slot, kv, kv_heads) + (i64)place * HEAD_DIM,
            cache.spoiled + slot);
@@ -193,9 +199,9 @@ constexpr float LOWEST = -1e30f;
 // not yet in the cache, and tokens is 1. `scale` includes log2(e). With several splits each takes
 // a part of the sequence, and the one that is done last adds them up.
 template <bool FRESH>
-__device__ void attend(const T* query, const T* key, const T* value, const float* cosine,
-                       const float* sine, const int* past_lens, const int* new_lens,
-                       const Cache* table, T* output, int layer, int tokens, float scale) {
+__device__ void attend(const T* heads, const float* cosine, const float* sine,
+                       const int* past_lens, const int* new_lens, const Cache* table, T* output,
+                       int layer, int tokens, float scale) {
     __shared__ float turned_query[HEADS][HEAD_DIM];
     __shared__ float sums[STREAMS][HEADS][HEAD_DIM];
     __shared__ float peaks[STREAMS][HEADS], weights[STREAMS][HEADS];
@@ -204,8 +210,8 @@ __device__ void attend(const T* query, const T* key, const T* value, const float
     int kv_heads = gridDim.y / SUBGROUPS, kv = blockIdx.y / SUBGROUPS;
     int row = blockIdx.z / tokens, token = blockIdx.z % tokens;
     int first_head = kv * GROUP + blockIdx.y % SUBGROUPS * HEADS;
-    i64 at = blockIdx.z, heads = (i64)kv_heads * GROUP;
-    T* out = output + (at * heads + first_head) * HEAD_DIM;
+    i64 at = blockIdx.z, place_of_output = at * kv_heads * GROUP + first_head;
+    T* out = output + place_of_output * HEAD_DIM;
     int past = past_lens[row], count = new_lens[row];
     if (row >= cache.live || token >= count) {
         if (blockIdx.x == 0)
@@ -223,14 +229,14 @@ __device__ void attend(const T* query, const T* key, const T* value, const float
     const T* keys = rows_of(cache, layer, false, slot, kv, kv_heads);
     const T* values = rows_of(cache, layer, true, slot, kv, kv_heads);
     const float *turn = cosine + at * HALF, *shift = sine + at * HALF;
-    const T* mine = query + (at * heads + first_head) * HEAD_DIM;
+    const T* mine = head_of(heads, at, kv_heads, first_head);
     for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS) {
         int head = i / HEAD_DIM, d = i % HEAD_DIM;
         turned_query[head][d] = scale * turned(mine + head * HEAD_DIM, d, turn, shift);
     }
     if (FRESH && end == seen)
-        append(key + (at * kv_heads + kv) * HEAD_DIM, value + (at * kv_heads + kv) * HEAD_DIM,
-               turn, shift, (T*)keys + (i64)place * HEAD_DIM, (T*)values + (i64)place * HEAD_DIM,
+        append(head_of(heads, at, kv_heads, kv_heads * GROUP + kv),
+               head_of(heads, at, kv_heads, kv_heads * (GROUP + 1) + kv), turn, shift, (T*)keys + (i64)place * HEAD_DIM, (T*)values + (i64)place * HEAD_DIM,
                cache.spoiled + slot);
     __syncthreads();
 
@@ -327,7 +333,7 @@ __device__ void attend(const T* query, const T* key, const T* value, const float
     }
     __syncthreads();
 
-    float* partial = cache.partial + (at * heads + first_head) * gridDim.x * (HEAD_DIM + 2);
+    float* partial = cache.partial + place_of_output * gridDim.x * (HEAD_DIM + 2);
     for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS) {
         int h = i / HEAD_DIM, d = i % HEAD_DIM;
         float higher = LOWEST, total = 0, whole = 0;
@@ -382,20 +388,18 @@ __device__ void attend(const T* query, const T* key, const T* value, const float
 
 // A decode step: one token a row, whose own row goes into the cache first.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attend_one(const T* query, const T* key, const T* value, const float* cosine,
-               const float* sine, const int* past_lens, const int* new_lens, const Cache* table,
-               T* output, int layer, int tokens, float scale) {
-    attend<true>(query, key, value, cosine, sine, past_lens, new_lens, table, output, layer,
-                 tokens, scale);
+    attend_one(const T* heads, const float* cosine, const float* sine, const int* past_lens,
+               const int* new_lens, const Cache* table, T* output, int layer, int tokens,
+               float scale) {
+    attend<true>(heads, cosine, sine, past_lens, new_lens, table, output, layer, tokens, scale);
 }
 
 // A prompt, token by token: for what the tensor cores do not take. After `append_rows`.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attend_each(const T* query, const T* key, const T* value, const float* cosine,
-                const float* sine, const int* past_lens, const int* new_lens, const Cache* table,
-                T* output, int layer, int tokens, float scale) {
-    attend<false>(query, key, value, cosine, sine, past_lens, new_lens, table, output, layer,
-                  tokens, scale);
+    attend_each(const T* heads, const float* cosine, const float* sine, const int* past_lens,
+                const int* new_lens, const Cache* table, T* output, int layer, int tokens,
+                float scale) {
+    attend<false>(heads, cosine, sine, past_lens, new_lens, table, output, layer, tokens, scale);
 }
 
 #if ELEMENT && HEAD_DIM % 16 == 0 && HEAD_DIM <= 256 && \
@@ -424,15 +428,15 @@ __device__ void stage(u16 (*to)[PITCH], const T* from, int first, int end) {
 
 // A prompt by the tensor cores: grid (tokens / TILE, heads, rows). After `append_rows`.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attend_many(const T* query, const T* key, const T* value, const float* cosine,
-                const float* sine, const int* past_lens, const int* new_lens, const Cache* table,
-                T* output, int layer, int tokens, float scale) {
+    attend_many(const T* heads, const float* cosine, const float* sine, const int* past_lens,
+                const int* new_lens, const Cache* table, T* output, int layer, int tokens,
+                float scale) {
     __shared__ __align__(16) u16 keys[STAGE][PITCH];
     __shared__ __align__(16) u16 values[STAGE][PITCH];
     constexpr int STEPS = HEAD_DIM / 16, COLUMNS = STAGE / 8, WIDTH = HEAD_DIM / 8;
     Cache cache = *table;
-    int head = blockIdx.y, heads = gridDim.y, row = blockIdx.z, first = blockIdx.x * TILE;
-    int kv = head / GROUP, kv_heads = heads / GROUP, slot = (int)cache.first_slot + row;
+    int head = blockIdx.y, row = blockIdx.z, first = blockIdx.x * TILE;
+    int kv = head / GROUP, kv_heads = gridDim.y / GROUP, slot = (int)cache.first_slot + row;
     int past = past_lens[row], count = row < cache.live ? new_lens[row] : 0;
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, place = lane & 3;
     // The two tokens whose scores this thread holds.
@@ -444,7 +448,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < 4; ++i) {
             int token = min(i & 1 ? high : low, tokens - 1);
             i64 at = (i64)row * tokens + token;
-            const T* mine = query + (at * heads + head) * HEAD_DIM;
+            const T* mine = head_of(heads, at, kv_heads, head);
             const float *turn = cosine + at * HALF, *shift = sine + at * HALF;
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
@@ -535,7 +539,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         weight[half] += __shfl_xor_sync(~0u, weight[half], 2);
         if (token >= tokens) continue;
         float part = token < count ? 1 / weight[half] : 0;
-        T* out = output + (((i64)row * tokens + token) * heads + head) * HEAD_DIM;
+        T* out = output + (((i64)row * tokens + token) * gridDim.y + head) * HEAD_DIM;
 #pragma unroll
         for (int w = 0; w < WIDTH; ++w)
             *(u32*)(out + w * 8 + place * 2) =

@@ -74,9 +74,7 @@ def heads_of(cache: Cache) -> Heads:
 class Tensors:
     """Addresses of a layer's inputs and output, in the order of the kernels' arguments."""
 
-    query: int
-    key: int
-    value: int
+    heads: int
     cosine: int
     sine: int
     past_lens: int
@@ -108,9 +106,9 @@ class Attention:
     def enqueue(self, layer: int, tensors: Tensors, rows: int, tokens: int, stream: int) -> None:
         """`rows` sequences of `tokens` new tokens each."""
         t, heads = tensors, self.heads
-        inputs = (t.key, t.value, t.cosine, t.sine, t.past_lens, t.new_lens, t.table)
+        inputs = (t.heads, t.cosine, t.sine, t.past_lens, t.new_lens, t.table)
         arguments: Sequence[Argument] = (
-            *(c_void_p(address) for address in (t.query, *inputs, t.output)),
+            *(c_void_p(address) for address in (*inputs, t.output)),
             c_int32(layer),
             c_int32(tokens),
             c_float(heads.head_dim**-0.5 * _LOG2_E),

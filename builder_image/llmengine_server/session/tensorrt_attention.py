@@ -21,8 +21,9 @@ NAME = "CachedAttention"
 VERSION = "1"
 NAMESPACE = "llmengine"
 FIELDS = ("layer", "heads", "kv_heads", "head_dim")
-# Query, key, value; cosine, sine; past_lens, new_lens; cache; the output.
-_KINDS = ("element",) * 3 + ("float32",) * 2 + ("int32",) * 2 + ("int64", "element")
+# Heads; cosine, sine; past_lens, new_lens; cache; the output.
+_KINDS = ("element", "float32", "float32", "int32", "int32", "int64", "element")
+_PAST_LENS = 3
 
 
 @cache
@@ -90,7 +91,10 @@ def _plugin(trt: Any) -> Any:
             return [input_types[0]]
 
         def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> Any:
-            return [trt.DimsExprs(inputs[0])]
+            _, heads, _, head_dim = self._values
+            shape = trt.DimsExprs(inputs[0])
+            shape[1] = builder.constant(heads * head_dim)
+            return [shape]
 
         def supports_format_combination(self, at: int, tensors: Any, inputs: int) -> bool:
             found = tensors[at].desc
@@ -139,8 +143,8 @@ def _plugin(trt: Any) -> Any:
             layer, heads, kv_heads, head_dim = self._values
             dtype = names[input_desc[0].type]
             attention = attention_for(Heads(heads, kv_heads, head_dim, dtype))
-            # Query is [rows * tokens, ...], past_lens [rows].
-            rows = int(input_desc[5].dims[0])
+            # Heads are [rows * tokens, ...], past_lens [rows].
+            rows = int(input_desc[_PAST_LENS].dims[0])
             tokens = int(input_desc[0].dims[0]) // rows
             tensors = Tensors(*inputs, *outputs)
             attention.enqueue(layer, tensors, rows, tokens, stream)

@@ -108,9 +108,10 @@ class Step:
 
         self.cache = random(LAYERS, 2, SLOTS, s.kv_heads, LENGTH, s.head_dim)
         self.before = self.cache.copy()
-        self.query = random(self.batch, tokens, s.heads, s.head_dim)
-        self.key = random(self.batch, tokens, s.kv_heads, s.head_dim)
-        self.value = random(self.batch, tokens, s.kv_heads, s.head_dim)
+        self.heads = random(self.batch, tokens, s.heads + 2 * s.kv_heads, s.head_dim)
+        self.query, self.key, self.value = np.split(
+            self.heads, [s.heads, s.heads + s.kv_heads], axis=2
+        )
         angles = numbers.uniform(0, 6, (self.batch, tokens, s.head_dim // 2)).astype(np.float32)
         self.cosine, self.sine = np.cos(angles), np.sin(angles)
         self.output = s.store(np.full(self.query.shape, 7, np.float32))
@@ -134,13 +135,12 @@ class Step:
             "attend_many": (-(-self.tokens // TILE), s.heads, self.batch),
         }
         for kernel in kernels:
-            inputs = (self.key, self.value, self.cosine, self.sine, self.pasts, self.counts)
+            inputs = (self.heads, self.cosine, self.sine, self.pasts, self.counts)
             arguments: list[Any] = [c_void_p(each.ctypes.data) for each in inputs]
             arguments.append(c_void_p(self._table.ctypes.data))
             if kernel == "append_rows":
                 arguments.append(c_int32(LAYER))
             else:
-                arguments.insert(0, c_void_p(self.query.ctypes.data))
                 arguments += [c_void_p(self.output.ctypes.data), c_int32(LAYER)]
                 arguments += [c_int32(self.tokens), scale]
             pointers = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))

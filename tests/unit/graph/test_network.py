@@ -257,9 +257,7 @@ class CachedAttention(OpRun):
 
     def _run(  # noqa: PLR0917 - ONNX's evaluator calls it
         self,
-        query: NDArray[np.float32],
-        key: NDArray[np.float32],
-        value: NDArray[np.float32],
+        projected: NDArray[np.float32],
         cosine: NDArray[np.float32],
         sine: NDArray[np.float32],
         past_lens: NDArray[np.int32],
@@ -269,6 +267,10 @@ class CachedAttention(OpRun):
     ) -> tuple[NDArray[np.float32]]:
         batch, tokens, _ = cosine.shape
         group = attributes["heads"] // attributes["kv_heads"]
+
+        sizes = [attributes["heads"], attributes["kv_heads"], attributes["kv_heads"]]
+        borders = np.cumsum(sizes)[:2] * attributes["head_dim"]
+        query, key, value = np.split(projected, borders, axis=1)
 
         def heads(flat: NDArray[np.float32], turned: bool) -> NDArray[np.float32]:
             split = flat.reshape(batch, tokens, -1, attributes["head_dim"])

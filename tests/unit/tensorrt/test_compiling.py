@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
 from llmengine.api.v1alpha1 import CacheQuantization, DType, Quantization, WeightQuantization
@@ -25,7 +26,7 @@ from llmengine_builder.backends import tensorrt as backend_module
 from llmengine_builder.backends.tensorrt_compiler import Percent
 from llmengine_builder.backends.tensorrt_failures import CompilerCrashError, explain
 from llmengine_builder.backends.tensorrt_shapes import cache_length, decode_batches
-from llmengine_builder.backends.tensorrt_weights import converted
+from llmengine_builder.backends.tensorrt_weights import PREPARED, prepared
 from llmengine_builder.errors import (
     BadInputError,
     BuildError,
@@ -34,7 +35,7 @@ from llmengine_builder.errors import (
 )
 from llmengine_builder.graph import read_model
 from llmengine_server.session.device import Gpu
-from tests.models.tiny import TinyModel
+from tests.models.tiny import Family, TinyModel
 
 LIBRARY = Path(__file__).with_name("fake_library")
 GIB = 1 << 30
@@ -114,11 +115,15 @@ def test_timings_of_an_earlier_build_go_in_and_come_out(backend: Backend, tmp_pa
     assert engine.timing == b"earlier+"
 
 
-def test_weights_of_another_type_are_converted_before_they_are_compiled(
-    backend: Backend, tmp_path: Path
+@pytest.mark.parametrize(
+    ("stored", "weights"),
+    [("F32", [PREPARED]), ("BF16", ["model.safetensors", PREPARED])],
+)
+def test_only_weights_that_are_not_as_the_engine_wants_them_are_written(
+    backend: Backend, stored: str, weights: list[str], tmp_path: Path
 ) -> None:
-    engine, _ = compile_tiny(backend, tmp_path, dtype="F32")
-    assert told(engine)["weights"] == ["config.json", "model.safetensors"]
+    engine, _ = compile_tiny(backend, tmp_path, dtype=stored)
+    assert told(engine)["weights"] == weights
     assert sorted(path.name for path in (tmp_path / "engine").iterdir()) == [
         "engine.plan",
         "graph.onnx",
@@ -129,11 +134,34 @@ def test_weights_of_another_type_are_converted_before_they_are_compiled(
 @pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT16])
 def test_converted_weights_are_rounded_to_the_nearest(dtype: DType, tmp_path: Path) -> None:
     model = read_model(TinyModel(dtype="F32").write(tmp_path / "model"))
-    made = converted(model, dtype, tmp_path / "made")
+    made = prepared(model, dtype, tmp_path / "made")
     kind = ml_dtypes.bfloat16 if dtype is DType.BFLOAT16 else np.float16
     for name in model.checkpoint.tensors:
         wanted = np.frombuffer(model.checkpoint.read(name), np.float32).astype(kind)
         assert made.checkpoint.read(name) == wanted.tobytes(), name
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_projections_of_a_layer_are_one_weight_of_the_graph(family: Family, tmp_path: Path) -> None:
+    tiny = TinyModel(family=family, dtype="BF16")
+    made = prepared(read_model(tiny.write(tmp_path / "model")), DType.BFLOAT16, tmp_path / "made")
+    graph = onnx.load_model_from_string(made.graph(DType.BFLOAT16, "address"))
+    found = {tensor.name: tensor for tensor in graph.graph.initializer}
+    d = made.decoder
+    whole = found["layers.1/weight"]
+    assert list(whole.dims) == [(d.heads + 2 * d.kv_heads) * d.head_dim, d.hidden]
+    place = {entry.key: entry.value for entry in whole.external_data}
+    parts = b"".join(
+        made.checkpoint.read(f"model.layers.1.self_attn.{letter}_proj.weight") for letter in "qkv"
+    )
+    with (tmp_path / "made" / place["location"]).open("rb") as file:
+        file.seek(int(place["offset"]))
+        assert file.read(int(place["length"])) == parts
+    assert not [name for name in found if "q_proj" in name]
+    assert ("layers.1/bias" in found) == (family == "qwen2")
+    joined = [node for node in graph.graph.node if node.op_type == "Concat"]
+    # Only norms of query and key take the projections apart.
+    assert len(joined) == (d.layers if family == "qwen3" else 0)
 
 
 def test_float16_of_a_bfloat16_model_is_a_warning(backend: Backend, tmp_path: Path) -> None:
