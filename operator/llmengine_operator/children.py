@@ -50,6 +50,7 @@ def desired(
             image=row.image,
             scope_namespace=row.scope_namespace,
             size_bytes=row.size_bytes,
+            grace_seconds=row.termination_grace_period_seconds,
         )
         how = _strategy(observation, architecture)
         objects.append(ApplyDeployment(deployment(engine, runtime, serving, config, how), initial))
