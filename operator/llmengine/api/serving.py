@@ -155,8 +155,8 @@ class RolloutOptions(ApiModel):
         default=600,
         ge=30,
         le=86400,
-        description="Seconds without progress after which a rollout is Stalled. The old pods go"
-        " on serving.",
+        description="Seconds without progress after which a rollout is Stalled; where old pods make"
+        " room first, beside their grace period. The old pods go on serving.",
     )
 
 

@@ -94,7 +94,7 @@ def deployment(
                 "matchLabelKeys": ["pod-template-hash"],
             }
         ],
-        "terminationGracePeriodSeconds": _grace(engine, serving),
+        "terminationGracePeriodSeconds": grace_period(engine, serving),
         "initContainers": [_fetch(engine, runtime, serving, config)],
         "containers": [_server(engine, runtime, serving)],
         "volumes": [
@@ -170,7 +170,7 @@ def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dic
         "env": environment(
             runtime.pod_defaults,
             # The supervisor ends Triton within this time, so a second is enough to spare.
-            LLMENGINE_EXIT_TIMEOUT=str(_grace(engine, serving) - PRE_STOP_SECONDS - 1),
+            LLMENGINE_EXIT_TIMEOUT=str(grace_period(engine, serving) - PRE_STOP_SECONDS - 1),
         ),
         "ports": [
             {"name": "http", "containerPort": HTTP, "protocol": "TCP"},
@@ -201,7 +201,7 @@ def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dic
     }
 
 
-def _grace(engine: Engine, serving: Serving) -> int:
+def grace_period(engine: Engine, serving: Serving) -> int:
     """Seconds from a pod's notice to its end. The user's word wins."""
     chosen = engine.spec.serving.termination_grace_period_seconds
     return chosen or serving.grace_seconds or DEFAULT_SECONDS
