@@ -20,6 +20,7 @@ from llmengine_builder.publish import VerifiedEngine, publish
 from llmengine_builder.resolve import Resolved, resolve
 from llmengine_builder.resources import DISK_BESIDE_MODEL, check_disk, check_memory
 from llmengine_builder.source import Access, Source, SourceFile, open_source
+from llmengine_builder.speed import MEASURED_SLOTS, measure
 from llmengine_builder.timings import Timings
 from llmengine_builder.verify import SLOTS, verify
 
@@ -72,11 +73,15 @@ def build(
             compiled.cache.buckets,
             batches,
         )
+        # Opened anew: verification takes long prompts in few slots, this short ones in many.
+        measured = min(max((MEASURED_SLOTS, *batches)), request.max_batch_size)
+        speed = measure(lambda: backend.open(compiled, measured), compiled.cache.buckets)
     with progress.phase(Phase.PUBLISH):
         engine = VerifiedEngine(
             compiled=compiled,
             device=device,
             verification=verification,
+            speed=speed,
             descriptions={name: source.folder / name for name in resolved.descriptions},
             model_files={path.name: path for path in contents},
             contents=contents,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmengine import __version__
-from llmengine.artifact import Device, Manifest, ModelFile, Verification
+from llmengine.artifact import Device, Manifest, ModelFile, Speed, Verification
 from llmengine.requests import BuildRequest
 from llmengine.store import Contents, Published, Store
 from llmengine_builder.backends import CompiledEngine
@@ -26,6 +26,7 @@ class VerifiedEngine:
     compiled: CompiledEngine
     device: Device
     verification: Verification
+    speed: Speed
     descriptions: Mapping[str, Path]
     model_files: Mapping[str, Path]
     contents: Mapping[Path, Contents]
@@ -65,6 +66,7 @@ def publish(
         footprint=compiled.footprint,
         warnings=compiled.warnings,
         verification=engine.verification,
+        speed=engine.speed,
         model_files=tuple(
             ModelFile(path=path, digest=known.digest, size=known.size)
             for path, local in sorted(engine.model_files.items())

@@ -94,6 +94,17 @@ class TritonMeter:
             "state",
             ("free", "prefill", "decode"),
         )
+        # For autoscalers, which compare one number with its target.
+        self._per_slot = series(
+            "llmengine_requests_per_slot",
+            "Requests that run and wait, for each slot.",
+            gauge,
+        )[""]
+        self._waiting_per_slot = series(
+            "llmengine_requests_waiting_per_slot",
+            "Requests that wait, for each slot.",
+            gauge,
+        )[""]
         self._requests = series(
             "nv_trt_llm_request_metrics",
             "TRT LLM request metrics",
@@ -124,6 +135,8 @@ class TritonMeter:
         self._slots["free"].set(occupancy.slots - taken)
         self._slots["prefill"].set(occupancy.prefilling)
         self._slots["decode"].set(occupancy.decoding)
+        self._per_slot.set((taken + occupancy.waiting) / occupancy.slots)
+        self._waiting_per_slot.set(occupancy.waiting / occupancy.slots)
         values = (occupancy.waiting, occupancy.prefilling, taken, occupancy.slots, taken)
         for request_type, value in zip(_REQUEST_TYPES, values, strict=True):
             self._requests[request_type].set(value)

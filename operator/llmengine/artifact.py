@@ -142,6 +142,24 @@ class Footprint(Record):
     device_bytes: int = 0
 
 
+class DecodeStep(Record):
+    """What one decode step of all measured slots took, with the cache held at `length` tokens."""
+
+    length: int = Field(gt=0)
+    seconds: float = Field(gt=0)
+
+
+class Speed(Record):
+    """How fast the engine decoded on the device that it was built on.
+
+    `slots`: sequences that were decoded at once, which may be fewer than the engine has; `steps`:
+    by ascending length of the cache.
+    """
+
+    slots: int = Field(gt=0)
+    steps: Annotated[tuple[DecodeStep, ...], Field(min_length=1)]
+
+
 class Manifest(Record):
     """Everything that is known of one engine."""
 
@@ -158,6 +176,9 @@ class Manifest(Record):
     seconds: Mapping[str, float] = Field(description="Build time by phase.")
     footprint: Footprint = Footprint()
     verification: Verification
+    speed: Speed | None = Field(
+        default=None, description="None: of an engine that was built before this was measured."
+    )
     warnings: tuple[str, ...] = Field(
         default=(), description="Sentences: what is built as asked, but may disappoint."
     )

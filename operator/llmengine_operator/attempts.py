@@ -126,7 +126,7 @@ def _waiting(
         refusals = [e.get("note") or e.get("message", "") for e in events]
         if refusals:
             quota = any("exceeded quota" in text for text in refusals)
-            reason = Reason.QUOTA_EXCEEDED if quota else Reason.BUILD_PENDING
+            reason = Reason.QUOTA_EXCEEDED if quota else Reason.PODS_REFUSED
             return reason, refusals[-1]
     return Reason.BUILD_PENDING, ""
 

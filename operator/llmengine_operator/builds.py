@@ -68,7 +68,9 @@ class Assessment:
     look_again: timedelta | None = None
 
 
-def options_digest(build: BuildOptions, runtime: EngineRuntimeSpec) -> str:
+def options_digest(
+    build: BuildOptions, runtime: EngineRuntimeSpec, default_priority_class: str = ""
+) -> str:
     """A digest of what a build Job is given beside its engine: a new value deserves a new try."""
     parts: tuple[str, ...] = (
         build.model_dump_json(),
@@ -78,6 +80,8 @@ def options_digest(build: BuildOptions, runtime: EngineRuntimeSpec) -> str:
     for_gpus = (runtime.runtime_class_name, runtime.minimum_driver)
     if any(for_gpus):
         parts = (*parts, str(for_gpus))
+    if default_priority_class and build.priority_class_name is None:
+        parts = (*parts, default_priority_class)
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 

@@ -13,7 +13,12 @@ from llmengine_operator.labels import MANAGED, Label
 from llmengine_operator.observation import Engine, Found, KubeObject, Observation
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.autoscaler import autoscaler
-from llmengine_operator.resources.deployment import Serving, deployment, deployment_name
+from llmengine_operator.resources.deployment import (
+    Serving,
+    deployment,
+    deployment_name,
+    grace_period,
+)
 from llmengine_operator.resources.disruption_budget import disruption_budget
 from llmengine_operator.resources.service import services
 from llmengine_operator.rollout import pods_of
@@ -50,8 +55,9 @@ def desired(
             image=row.image,
             scope_namespace=row.scope_namespace,
             size_bytes=row.size_bytes,
+            grace_seconds=row.termination_grace_period_seconds,
         )
-        how = _strategy(observation, architecture)
+        how = _strategy(observation, serving)
         objects.append(ApplyDeployment(deployment(engine, runtime, serving, config, how), initial))
         objects.append(Apply(disruption_budget(engine, architecture)))
         if scaled:
@@ -60,14 +66,15 @@ def desired(
     return objects
 
 
-def _strategy(observation: Observation, architecture: Architecture) -> Strategy:
-    engine = observation.engine
+def _strategy(observation: Observation, serving: Serving) -> Strategy:
+    engine, architecture = observation.engine, serving.architecture
     child = observation.children.get(("Deployment", deployment_name(engine.name, architecture)))
     return strategy(
         engine.spec.serving.rollout,
         child.value if isinstance(child, Found) else None,
         pods_of(observation.pods, architecture.slug),
         observation.nodes,
+        grace_period(engine, serving),
     )
 
 

@@ -168,6 +168,9 @@ class BuildsConfig(Section):
     namespace: str = "llmengine-builds"
     max_concurrent: int = Field(default=4, ge=1)
     max_concurrent_per_architecture: int = Field(default=1, ge=1)
+    priority_class_name: str = Field(
+        default="", description="Of builds whose engine names no PriorityClass; empty: none."
+    )
 
 
 class RolloutsConfig(Section):

@@ -147,6 +147,7 @@ _BLOCKING = frozenset(
         Reason.IMAGE_PULL_FAILED,
         Reason.CONTAINER_CONFIG_INVALID,
         Reason.QUOTA_EXCEEDED,
+        Reason.PODS_REFUSED,
         Reason.UNSCHEDULABLE,
         Reason.WAITING_FOR_QUOTA,
     }

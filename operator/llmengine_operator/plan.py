@@ -24,6 +24,7 @@ from llmengine_operator.children import actions, desired, taken_name
 from llmengine_operator.conditions import rfc3339
 from llmengine_operator.config import Config
 from llmengine_operator.decision import UNKNOWN_OPTIONS, Decision, TargetPlan, Wish
+from llmengine_operator.drain import grace_seconds
 from llmengine_operator.observation import (
     Engine,
     Found,
@@ -71,7 +72,7 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     if not isinstance(observation.runtime, Found):
         raise TypeError("an engine has targets only when its runtime was read")
     this = _Pass(observation, observation.runtime.value, config, now)
-    options = options_digest(engine.spec.build, this.runtime.spec)
+    options = _options(this)
     keys = {target.key: options for target in wanted}
     if engine.spec.suspend:
         return Decision(
@@ -100,6 +101,11 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
         keys=keys,
         handled_request=_handled(this, wishes),
     )
+
+
+def _options(this: _Pass) -> str:
+    builds = this.config.builds
+    return options_digest(this.engine.spec.build, this.runtime.spec, builds.priority_class_name)
 
 
 def _unwanted(this: _Pass, wanted: Sequence[Target]) -> tuple[ServingStatus, ...]:
@@ -237,15 +243,23 @@ def _cached(this: _Pass, target: Target, stored: StoredEngine) -> TargetPlan:
         image=image,
         scope_namespace=target.scope.namespace,
         size_bytes=manifest.size_bytes,
+        termination_grace_period_seconds=_grace(serving, stored, image),
     )
     return TargetPlan(target, row, switched, stalled=False, image_waits=waits)
+
+
+def _grace(serving: ServingStatus | None, stored: StoredEngine, image: str) -> int | None:
+    """Derived anew only where pods roll anyway: for another engine or another image."""
+    if serving is not None and (serving.manifest_digest, serving.image) == (stored.digest, image):
+        return serving.termination_grace_period_seconds
+    return grace_seconds(stored.manifest)
 
 
 def _to_build(this: _Pass, target: Target) -> tuple[TargetPlan, Wish | None]:
     engine, serving = this.engine, _serving(this, target)
     ask = Ask(
         key=target.key,
-        options=options_digest(engine.spec.build, this.runtime.spec),
+        options=_options(this),
         tries=engine.spec.build.attempts,
         request=engine.unhandled_request,
         edited=engine.generation != engine.status.observed_generation,

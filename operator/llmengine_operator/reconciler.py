@@ -34,6 +34,7 @@ from llmengine_operator.reasons import Reason
 from llmengine_operator.report import report
 from llmengine_operator.rollout import image_rolls
 from llmengine_operator.rollouts import RolloutGate
+from llmengine_operator.scaling import undecided
 from llmengine_operator.status import StatusWriter
 from llmengine_operator.targets import Problem
 
@@ -44,6 +45,9 @@ Key = tuple[str, str]
 BUILDS: Key = ("", "builds")
 # While a rollout runs its pods wake us; this is for what no watch tells.
 ROLLOUT_POLL_SECONDS = 30.0
+# Autoscalers are not watched: their status changes with every measurement. The first says whether
+# they get any.
+AUTOSCALER_POLL_SECONDS = 30.0
 AT_ONCE = 0.0
 
 
@@ -165,7 +169,7 @@ class Reconciler:
             return AT_ONCE  # it was changed since it was read, or is gone
         if not image_rolls(after.serving, observation.pods) and self._gate.leave(key):
             self._next_rollout()
-        return self._due(decision, applied.refused or decision.problem, after)
+        return self._due(observation, decision, applied.refused or decision.problem, after)
 
     def _gone(self, key: Key) -> None:
         self._runtimes.pop(key, None)
@@ -219,7 +223,13 @@ class Reconciler:
         for key in list(self._runtimes):
             self._enqueue(key)
 
-    def _due(self, decision: Decision, problem: Problem | None, after: LLMEngineStatus) -> float:
+    def _due(
+        self,
+        observation: Observation,
+        decision: Decision,
+        problem: Problem | None,
+        after: LLMEngineStatus,
+    ) -> float:
         """Resync with jitter, or sooner where something is known to be about to change."""
         now = self._now()
         resync = self._config.resync_seconds
@@ -231,6 +241,8 @@ class Reconciler:
         due += [(w.not_before - now).total_seconds() for w in decision.wishes if w.not_before > now]
         if find(after.conditions, ConditionType.RECONCILING) is not None:
             due.append(ROLLOUT_POLL_SECONDS)
+        if undecided(observation):
+            due.append(AUTOSCALER_POLL_SECONDS)
         return max(min(due), 1.0)
 
 

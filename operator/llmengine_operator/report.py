@@ -19,12 +19,13 @@ from llmengine.api.v1alpha1 import (
 from llmengine.architecture import Architecture
 from llmengine_operator.conditions import ConditionType, Finding, set_conditions, summary
 from llmengine_operator.decision import Decision, TargetPlan
-from llmengine_operator.observation import Engine, Found, KubeObject, Observation
+from llmengine_operator.observation import Found, KubeObject, Observation
 from llmengine_operator.pods import is_ready
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import deployment_name
 from llmengine_operator.resources.service import url
 from llmengine_operator.rollout import Rollout, pods_of, rollout
+from llmengine_operator.scaling import cannot_scale
 from llmengine_operator.targets import Problem
 
 
@@ -58,7 +59,6 @@ def report(
     `applied` names the Deployments written in this pass; `refused` is what the API server said
     when it would not take an object.
     """
-    engine = observation.engine
     problem = refused or decision.problem
     if not decision.plans:
         return _without_plans(observation, decision, problem, now)
@@ -68,7 +68,7 @@ def report(
     counting = [part for part in parts if not part.settles]
     cached = sum(part.plan.row.state is EngineState.CACHED for part in counting)
     findings = [
-        *_ready(engine, parts, problem),
+        *_ready(observation, parts, problem),
         _available(serving, observation.pods),
         _built(counting or parts),
     ]
@@ -171,7 +171,9 @@ def _deciding(parts: Sequence[_Part]) -> Sequence[_Part]:
     return able or parts
 
 
-def _ready(engine: Engine, parts: Sequence[_Part], problem: Problem | None) -> list[Finding]:
+def _ready(
+    observation: Observation, parts: Sequence[_Part], problem: Problem | None
+) -> list[Finding]:
     deciding = _deciding(parts)
     stalled = next((_trouble(part) for part in deciding if part.failed), None)
     work = next((f for part in deciding if (f := _work(part)) is not None), None)
@@ -182,17 +184,19 @@ def _ready(engine: Engine, parts: Sequence[_Part], problem: Problem | None) -> l
         return [Finding(ConditionType.READY, None, problem.reason, problem.message)]
     if problem is not None and not problem.stalled and problem.reason != Reason.SUSPENDED:
         work = Finding(ConditionType.READY, None, problem.reason, problem.message)
-    return summary(stalled=stalled, reconciling=work, done=_done(engine, parts))
+    return summary(stalled=stalled, reconciling=work, done=_done(observation, parts))
 
 
-def _done(engine: Engine, parts: Sequence[_Part]) -> Finding:
+def _done(observation: Observation, parts: Sequence[_Part]) -> Finding:
     pods = sum(part.rollout.ready for part in parts if part.rollout)
     if pods == 0:
         return Finding(
             ConditionType.READY, True, Reason.SCALED_TO_ZERO, "the engine is kept; no pod is wanted"
         )
     serve = "1 pod serves" if pods == 1 else f"{pods} pods serve"
-    return Finding(ConditionType.READY, True, Reason.SERVING, f"{serve} at {url(engine)}")
+    hindered = (cannot_scale(observation, part.plan.target.architecture) for part in parts)
+    sentences = [f"{serve} at {url(observation.engine)}", *filter(None, hindered)]
+    return Finding(ConditionType.READY, True, Reason.SERVING, "; ".join(sentences))
 
 
 def _trouble(part: _Part) -> Finding:

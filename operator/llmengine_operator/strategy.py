@@ -34,13 +34,15 @@ def strategy(
     deployment: KubeObject | None,
     pods: Sequence[KubeObject],
     nodes: Sequence[Node],
+    grace_seconds: int,
 ) -> Strategy:
-    """`deployment` as it stands, and its `pods`."""
+    """`deployment` as it stands, and its `pods`, which may take `grace_seconds` to end."""
     deadline = options.progress_deadline_seconds
     gap = options.max_unavailable
     if _gives_way(options.strategy, deployment, pods, nodes):
-        # Who wants no pod to be missing does not want a standstill instead.
-        return Strategy(0, 1 if gap in (None, 0, "0%") else gap, deadline)
+        # Who wants no pod to be missing does not want a standstill instead. And a new pod that
+        # waits for the generations of an old one is not stalled.
+        return Strategy(0, 1 if gap in (None, 0, "0%") else gap, deadline + grace_seconds)
     return Strategy(1 if options.max_surge is None else options.max_surge, gap or 0, deadline)
 
 

@@ -205,11 +205,13 @@ def _conflict(engine: Engine, runtime: Runtime) -> Problem | None:
     if (gpus := _gpu_count(engine)) is not None:
         return gpus
     asked = engine.spec.serving.resources or defaults.serving_resources
-    if engine.spec.serving.autoscaling and not _requests_cpu(asked):
+    scaled = engine.spec.serving.autoscaling
+    if scaled and scaled.cpu_utilization is not None and not _requests_cpu(asked):
         return Problem(
             Reason.CPU_REQUEST_MISSING,
             "spec.serving.autoscaling scales on CPU utilization, a share of what pods request:"
-            " set spec.serving.resources.requests.cpu",
+            " set spec.serving.resources.requests.cpu, or give targetRequestsPerSlot and no"
+            " targetCPUUtilization",
         )
     return None
 

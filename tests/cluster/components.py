@@ -182,6 +182,9 @@ def _control_plane(settings: Settings) -> dict[str, list[str]]:
             f"--kubeconfig={run}/kube-controller-manager.kubeconfig",
             # The default of 20 requests a second alone costs 5 s at the start.
             *("--kube-api-qps=200", "--kube-api-burst=400"),
+            # By default an autoscaler measures every 15 s and takes pods away after 5 minutes.
+            "--horizontal-pod-autoscaler-sync-period=2s",
+            "--horizontal-pod-autoscaler-downscale-stabilization=5s",
             *("--leader-elect=false", "--secure-port=0", "--profiling=false"),
             *("--use-service-account-credentials", f"--root-ca-file={pki}/ca.crt"),
             f"--service-account-private-key-file={pki}/sa.key",

@@ -17,6 +17,7 @@ from llmengine.requests import BuildReason
 from llmengine_builder.backends import Backend, CompiledEngine, CompileOptions, Report
 from llmengine_builder.errors import UnsupportedError, VerificationError, WrongDeviceError
 from llmengine_builder.graph import Model
+from llmengine_builder.speed import measured_rows
 from llmengine_builder.verify import LONGEST_CHUNK, LONGEST_PROMPT, SLOTS
 from llmengine_server.session import EngineError, Session
 from llmengine_server.session.onnxruntime import VERSION, OnnxRuntimeSession, start_runtime
@@ -84,7 +85,11 @@ class _OnnxRuntime:
         tokens = min(options.limits.max_batch_tokens, LONGEST_CHUNK)
         rows = min(options.limits.max_sequence_length, 2 * LONGEST_PROMPT)
         sizes = [4 * math.prod(t.shape) for t in model.checkpoint.tensors.values()]
-        cache = 2 * SLOTS * rows * decoder.layers * decoder.kv_heads * decoder.head_dim * 4
+        measuring = measured_rows(
+            cache_buckets(options.limits.max_sequence_length), options.limits.max_batch_size
+        )
+        held = max(SLOTS * rows, measuring)
+        cache = 2 * held * decoder.layers * decoder.kv_heads * decoder.head_dim * 4
         scores = 4 * decoder.heads * tokens * (tokens + rows) * 4
         activations = 8 * tokens * (decoder.hidden + decoder.intermediate) * 4
         return _PROCESS_BYTES + sum(sizes) + max(sizes) + cache + scores + activations

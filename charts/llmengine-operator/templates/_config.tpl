@@ -28,6 +28,8 @@ builds:
   namespace: {{ .Values.builds.namespace }}
   maxConcurrent: {{ .Values.builds.maxConcurrent | int }}
   maxConcurrentPerArchitecture: {{ .Values.builds.maxConcurrentPerArchitecture | int }}
+  {{- $class := .Values.builds.priorityClass }}
+  priorityClassName: {{ .Values.builds.priorityClassName | default (ternary $class.name "" $class.create) | quote }}
 rollouts:
   maxConcurrent: {{ .Values.rollouts.maxConcurrent | int }}
 leaderElection:

@@ -1,4 +1,4 @@
-"""What a user asks for with an LLMEngine.
+"""What a user asks for with an LLMEngine; `serving` has the part about its pods.
 
 Everything in `spec.engine` goes into the engine key; nothing in `spec.build` and `spec.serving`
 does.
@@ -16,7 +16,6 @@ from llmengine.api.schema import (
     ApiModel,
     Name,
     NodeSelector,
-    PodCount,
     Quantity,
     Resources,
     Toleration,
@@ -25,6 +24,7 @@ from llmengine.api.schema import (
     rules,
     sentence,
 )
+from llmengine.api.serving import ServingOptions
 
 ArchitectureName = Annotated[
     str,
@@ -229,150 +229,6 @@ class BuildOptions(ApiModel):
     )
     priority_class_name: Name | None = Field(
         default=None, description="PriorityClass of build pods."
-    )
-
-
-class Autoscaling(ApiModel):
-    """A HorizontalPodAutoscaler for each architecture, on CPU utilization."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
-                "must not exceed maxReplicas: lower it, or raise maxReplicas",
-                field="minReplicas",
-            )
-        )
-    )
-
-    min_replicas: int = Field(default=1, ge=1, le=1000, description="The fewest pods to run.")
-    max_replicas: int = Field(
-        ge=1,
-        le=1000,
-        description="The most pods to run.",
-        json_schema_extra=sentence("give the most pods to run, such as 4"),
-    )
-    target_cpu_utilization: int = Field(
-        default=80,
-        ge=1,
-        le=1000,
-        alias="targetCPUUtilization",
-        description="Mean CPU use that is aimed at, in percent of what the pods request.",
-    )
-
-
-class RolloutStrategy(StrEnum):
-    AUTO = "Auto"
-    SURGE = "Surge"
-    REPLACE = "Replace"
-
-
-def _is_zero(field: str) -> str:
-    return f"(type(self.{field}) == int ? self.{field} == 0 : self.{field} == '0%')"
-
-
-class RolloutOptions(ApiModel):
-    """How new pods take the place of old ones."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "self.strategy != 'Replace' || !has(self.maxSurge)",
-                "strategy Replace makes no pod beside the old ones: remove maxSurge, or write"
-                " strategy Surge",
-                field="maxSurge",
-                reason="FieldValueForbidden",
-            ),
-            cel(
-                f"self.strategy == 'Replace' || !has(self.maxSurge) || !{_is_zero('maxSurge')}",
-                "must be more than 0, unless the strategy is Replace",
-                field="maxSurge",
-            ),
-            cel(
-                "self.strategy != 'Replace' || !has(self.maxUnavailable)"
-                f" || !{_is_zero('maxUnavailable')}",
-                "must be more than 0 with strategy Replace: an old pod has to go before a new one"
-                " can come",
-                field="maxUnavailable",
-            ),
-        )
-    )
-
-    strategy: RolloutStrategy = Field(
-        default=RolloutStrategy.AUTO,
-        description="Surge: new pods are made beside the old ones. Replace: old pods make room"
-        " first, and need no spare GPU. Auto: Surge, and Replace from the moment that the nodes"
-        " have no room beside the old pods.",
-    )
-    max_surge: PodCount | None = Field(
-        default=None,
-        description="Pods beside the wanted ones, as a number or a share of them (1 when unset).",
-    )
-    max_unavailable: PodCount | None = Field(
-        default=None,
-        description="Pods that may be missing, as a number or a share. Unset: 0, and 1 when old"
-        " pods make room first.",
-    )
-    progress_deadline_seconds: int = Field(
-        default=600,
-        ge=30,
-        le=86400,
-        description="Seconds without progress after which a rollout is Stalled. The old pods go"
-        " on serving.",
-    )
-
-
-class ServingOptions(ApiModel):
-    """How the engine is served. Nothing here changes the engine."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!(has(self.replicas) && has(self.autoscaling))",
-                "with autoscaling, the number of pods is the autoscaler's: remove replicas or"
-                " autoscaling",
-                field="replicas",
-                reason="FieldValueForbidden",
-            )
-        )
-    )
-
-    replicas: int | None = Field(
-        default=None,
-        ge=0,
-        le=1000,
-        description="Pods for each architecture (1 when neither this nor autoscaling is set).",
-    )
-    autoscaling: Autoscaling | None = None
-    model_name: Annotated[str, StringConstraints(max_length=128)] | None = Field(
-        default=None,
-        description="The model's name in Triton. Unset: metadata.name.",
-        json_schema_extra=matching(
-            "^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-            "not a name for a model: write letters, digits, _, . and -, beginning with a letter"
-            " or digit",
-        ),
-    )
-    resources: Resources | None = Field(
-        default=None,
-        description="Requests and limits of the server container. Unset: those of the runtime.",
-    )
-    node_selector: NodeSelector = Field(
-        default_factory=dict, description="Labels of the nodes that may serve."
-    )
-    tolerations: list[Toleration] = Field(
-        default_factory=list, max_length=32, description="Taints that server pods tolerate."
-    )
-    rollout: RolloutOptions = Field(default_factory=RolloutOptions)
-    priority_class_name: Name | None = Field(
-        default=None, description="PriorityClass of server pods."
-    )
-    termination_grace_period_seconds: int = Field(
-        default=60,
-        ge=15,
-        le=86400,
-        description="Seconds from a pod's notice to its end. Running generations get all but ten"
-        " of them to finish.",
     )
 
 

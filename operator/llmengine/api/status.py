@@ -85,6 +85,11 @@ class ServingStatus(ApiModel):
         default="", description="Namespace whose engines this one is kept with; empty: shared."
     )
     size_bytes: int = Field(default=0, description="Bytes that a pod fetches.")
+    termination_grace_period_seconds: int | None = Field(
+        default=None,
+        description="Seconds from a pod's notice to its end unless the spec says, derived from the"
+        " engine's measured speed; unset: none was measured.",
+    )
     replicas: int = Field(default=0, description="Pods that are wanted.")
     ready_replicas: int = Field(default=0, description="Pods that answer.")
 

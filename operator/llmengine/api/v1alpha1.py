@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from llmengine.api.engine import (
     ArchitectureName,
-    Autoscaling,
     BuildOptions,
     CacheQuantization,
     DType,
@@ -13,10 +12,7 @@ from llmengine.api.engine import (
     ModelSource,
     Portability,
     Quantization,
-    RolloutOptions,
-    RolloutStrategy,
     Scratch,
-    ServingOptions,
     WeightQuantization,
 )
 from llmengine.api.runtime import (
@@ -26,6 +22,12 @@ from llmengine.api.runtime import (
     EnvVar,
     Image,
     PodDefaults,
+)
+from llmengine.api.serving import (
+    Autoscaling,
+    RolloutOptions,
+    RolloutStrategy,
+    ServingOptions,
 )
 from llmengine.api.status import (
     EngineState,
@@ -80,6 +82,6 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 # Raised whenever a CRD changes in a way that the operator depends on; the operator compares it
 # with the annotation on the installed CRD and refuses to run on an older one.
-SCHEMA_REVISION = 2
+SCHEMA_REVISION = 3
 SCHEMA_REVISION_ANNOTATION = f"{GROUP}/schema-revision"
 REQUESTED_AT_ANNOTATION = f"{GROUP}/requested-at"

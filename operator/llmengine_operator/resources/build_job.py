@@ -88,7 +88,7 @@ def build_job(order: Order, config: Config) -> dict[str, Any]:
         target.architecture,
         node_selector=build.node_selector,
         tolerations=build.tolerations,
-        priority_class_name=build.priority_class_name,
+        priority_class_name=build.priority_class_name or config.builds.priority_class_name,
     )
     pod |= {
         "restartPolicy": "Never",

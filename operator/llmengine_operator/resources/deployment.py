@@ -9,6 +9,7 @@ from llmengine.api.v1alpha1 import EngineRuntimeSpec
 from llmengine.architecture import Architecture
 from llmengine.requests import SERVE_REQUEST_VARIABLE, ServeRequest
 from llmengine_operator.config import Config
+from llmengine_operator.drain import DEFAULT_SECONDS, PRE_STOP_SECONDS
 from llmengine_operator.labels import Annotation, Label, key_label
 from llmengine_operator.observation import Engine
 from llmengine_operator.resources.pod import (
@@ -25,8 +26,6 @@ from llmengine_operator.resources.pod import (
 from llmengine_operator.strategy import Strategy
 
 HTTP, GRPC, METRICS = 8000, 8001, 8002
-# Endpoints learn of a pod's end later than the pod: it keeps serving new requests until then.
-PRE_STOP_SECONDS = 5
 # An engine's disk: the engine, and room for a file that is fetched again.
 DISK_FACTOR = 1.2
 _MIB = 1024 * 1024
@@ -37,7 +36,7 @@ ENGINE, MODELS, RUN = "/engine", "/models", "/run/llmengine"
 
 @dataclass(frozen=True)
 class Serving:
-    """What one Deployment serves."""
+    """What one Deployment serves. `grace_seconds`: derived for the engine, if it could be."""
 
     architecture: Architecture
     key: str
@@ -45,6 +44,7 @@ class Serving:
     image: str
     scope_namespace: str
     size_bytes: int
+    grace_seconds: int | None = None
 
 
 def deployment_name(engine_name: str, architecture: Architecture) -> str:
@@ -94,7 +94,7 @@ def deployment(
                 "matchLabelKeys": ["pod-template-hash"],
             }
         ],
-        "terminationGracePeriodSeconds": options.termination_grace_period_seconds,
+        "terminationGracePeriodSeconds": grace_period(engine, serving),
         "initContainers": [_fetch(engine, runtime, serving, config)],
         "containers": [_server(engine, runtime, serving)],
         "volumes": [
@@ -162,7 +162,6 @@ def _fetch(
 
 
 def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dict[str, Any]:
-    grace = engine.spec.serving.termination_grace_period_seconds
     return {
         "name": SERVER,
         "image": serving.image,
@@ -171,7 +170,7 @@ def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dic
         "env": environment(
             runtime.pod_defaults,
             # The supervisor ends Triton within this time, so a second is enough to spare.
-            LLMENGINE_EXIT_TIMEOUT=str(grace - PRE_STOP_SECONDS - 1),
+            LLMENGINE_EXIT_TIMEOUT=str(grace_period(engine, serving) - PRE_STOP_SECONDS - 1),
         ),
         "ports": [
             {"name": "http", "containerPort": HTTP, "protocol": "TCP"},
@@ -200,6 +199,12 @@ def _server(engine: Engine, runtime: EngineRuntimeSpec, serving: Serving) -> dic
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - Triton's shared memory
         ],
     }
+
+
+def grace_period(engine: Engine, serving: Serving) -> int:
+    """Seconds from a pod's notice to its end. The user's word wins."""
+    chosen = engine.spec.serving.termination_grace_period_seconds
+    return chosen or serving.grace_seconds or DEFAULT_SECONDS
 
 
 def _ready_probe(*, period: int, failures: int) -> dict[str, Any]:

@@ -84,6 +84,9 @@ def test_a_model_is_built_published_and_fetched(
     assert built.last["sizeBytes"] == manifest.size_bytes
     assert list(manifest.seconds) == PHASES
     assert manifest.verification.tokens > 0
+    assert manifest.speed is not None
+    assert manifest.speed.slots == manifest.limits.max_batch_size
+    assert all(0 < step.seconds < 10 for step in manifest.speed.steps)
     read = {file.path: file.digest for file in manifest.model_files}
     assert read == {
         path.name: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()

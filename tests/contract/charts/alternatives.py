@@ -85,6 +85,7 @@ ALTERNATIVES: dict[str, Any] = {
     "builds.priorityClass.create": True,
     "builds.priorityClass.name": "slow",
     "builds.priorityClass.value": -5,
+    "builds.priorityClassName": "batch",
     "rollouts.maxConcurrent": 2,
     "tenantNamespaces": [
         {"name": "team-a", "serve": KEY, "scopedBuild": KEY},
@@ -113,6 +114,9 @@ ALTERNATIVES: dict[str, Any] = {
     "metrics.serviceMonitor.enabled": True,
     "metrics.serviceMonitor.interval": "5s",
     "metrics.serviceMonitor.labels": {"release": "prometheus"},
+    "metrics.podMonitor.enabled": True,
+    "metrics.podMonitor.interval": "5s",
+    "metrics.podMonitor.labels": {"release": "prometheus"},
 }
 # What a value has an effect together with.
 _NEEDS: dict[str, dict[str, Any]] = {
@@ -123,6 +127,8 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "builds.priorityClass.value": at("builds.priorityClass.create", True),
     "metrics.serviceMonitor.interval": at("metrics.serviceMonitor.enabled", True),
     "metrics.serviceMonitor.labels": at("metrics.serviceMonitor.enabled", True),
+    "metrics.podMonitor.interval": at("metrics.podMonitor.enabled", True),
+    "metrics.podMonitor.labels": at("metrics.podMonitor.enabled", True),
     **{
         f"store.credentials.{role}.{half}": merged(
             at(f"store.credentials.{role}", KEY), {"tenantNamespaces": [{"name": "team-a"}]}

@@ -10,6 +10,10 @@ import pytest
 import yaml
 
 from llmengine.architecture import Architecture
+from llmengine_operator.resources.autoscaler import (
+    REQUESTS_PER_SLOT,
+    REQUESTS_WAITING_PER_SLOT,
+)
 from llmengine_operator.resources.deployment import deployment_name
 from tests.cluster.cluster import Cluster
 from tests.cluster.paths import ClusterError
@@ -27,6 +31,8 @@ MANIFESTS = sorted(
     if path.parent not in FOLDERS
 )
 VALUES = sorted(EXAMPLES.glob("values/*.yaml"))
+# Values of somebody else's chart.
+ADAPTER = EXAMPLES / "autoscaling/prometheus-adapter.yaml"
 # Of tools that an example is written for: no schema of Kubernetes has them.
 FOREIGN = "GitRepository,Kustomization,HelmRelease,Application,ScaledObject"
 
@@ -56,6 +62,7 @@ def test_there_are_examples() -> None:
     assert {path for path in EXAMPLES.rglob("*") if path.is_file()} == {
         *MANIFESTS,
         *VALUES,
+        ADAPTER,
         *pages,
         *parts,
     }
@@ -124,7 +131,7 @@ def test_the_chart_accepts_the_values_in_an_example_for_a_tool(
     values = spec["values"] if tool == "flux" else spec["source"]["helm"]["valuesObject"]
     chart = spec["chart"]["spec"]["chart"] if tool == "flux" else spec["source"]["path"]
     rendered = helm.render(CHARTS.parent / chart, values)
-    kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor")
+    kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor,PodMonitor")
 
 
 @pytest.mark.parametrize("path", VALUES, ids=lambda path: path.stem)
@@ -132,7 +139,7 @@ def test_the_chart_accepts_values(helm: Helm, schemas: Path, path: Path) -> None
     values = yaml.safe_load(path.read_text())
     helm.run("lint", "--strict", str(OPERATOR), values=values)
     rendered = helm.render(OPERATOR, values)
-    kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor")
+    kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor,PodMonitor")
 
 
 def test_the_example_for_keda_scales_what_the_operator_makes_and_leaves_alone() -> None:
@@ -147,6 +154,16 @@ def test_the_example_for_keda_scales_what_the_operator_makes_and_leaves_alone() 
     explained = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
     assert asked == {"llmengine_slots", "llmengine_queue_depth"}
     assert asked <= explained
+
+
+def test_the_adapters_rule_passes_on_what_an_autoscaler_asks_for_and_a_server_exports() -> None:
+    (rule,) = yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]
+    found = re.search('__name__=~"(.+?)"', rule["seriesQuery"])
+    assert found is not None
+    server = (CHARTS.parent / "builder_image/llmengine_server/metrics.py").read_text()
+    exported = set(re.findall('"(llmengine_[a-z_]+)"', server))
+    passed = {name for name in exported if re.fullmatch(found[1].strip("^$"), name)}
+    assert passed == {REQUESTS_PER_SLOT, REQUESTS_WAITING_PER_SLOT}
 
 
 def test_the_readme_has_the_smallest_values_as_they_are() -> None:

@@ -114,10 +114,11 @@ def test_everything_is_installed_at_once(installed: Helm, chart_cluster: Cluster
     for namespace in ("team-a", "team-b", "team-c", "compile"):
         chart_cluster.kubectl("create", "namespace", namespace)
     try:
-        # A kind that this cluster does not know.
+        # Kinds that this cluster does not know.
         values = merged(
             everything(),
             at("metrics.serviceMonitor.enabled", False),
+            at("metrics.podMonitor.enabled", False),
             at("builds.createNamespace", False),
         )
         _upgrade(installed, values)
@@ -252,6 +253,7 @@ def test_the_notes_say_which_secrets_are_still_to_be_made(installed: Helm) -> No
     assert "make the Secret llmengine-store-operator in namespace llmengine-system" in least
     assert "make the Secret llmengine-store-write in namespace llmengine-builds" in least
     assert "needs the Secret llmengine-store-read, which you have to make" in least
-    full = notes(merged(everything(), at("metrics.serviceMonitor.enabled", False)))
+    unknown = [at(f"metrics.{kind}.enabled", False) for kind in ("serviceMonitor", "podMonitor")]
+    full = notes(merged(everything(), *unknown))
     assert "ou have to make" not in full
     assert "in one of the namespaces team-a, team-b, team-c" in full

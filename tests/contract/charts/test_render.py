@@ -11,6 +11,7 @@ import yaml
 
 from llmengine_operator.config import Config
 from llmengine_operator.leader import LEASE_NAME
+from llmengine_operator.observation import Found
 from tests.contract.charts.alternatives import (
     ALTERNATIVES,
     DIGEST,
@@ -22,6 +23,7 @@ from tests.contract.charts.alternatives import (
 )
 from tests.contract.charts.helm import CRDS, MINIMAL, OPERATOR, Helm, at, find, merged, of_kind
 from tests.contract.charts.schemas import kubeconform
+from tests.unit.operator.world import World
 
 VALUES = [
     pytest.param(MINIMAL, id="the least"),
@@ -42,8 +44,8 @@ def test_helm_finds_nothing_to_complain_of_in_the_kinds(helm: Helm) -> None:
 @pytest.mark.parametrize("values", VALUES)
 def test_every_manifest_is_valid(helm: Helm, schemas: Path, values: dict[str, Any]) -> None:
     rendered = helm.render(OPERATOR, values)
-    # A kind of the Prometheus operator, which is looked at in a test of its own.
-    kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor")
+    # Kinds of the Prometheus operator, which are looked at in a test of their own.
+    kubeconform(schemas, yaml.safe_dump_all(rendered), skip="ServiceMonitor,PodMonitor")
 
 
 def test_the_kinds_are_valid(helm: Helm, schemas: Path) -> None:
@@ -116,6 +118,7 @@ def test_the_operator_reads_every_value_of_its_configuration(helm: Helm, tmp_pat
                 "namespace": "compile",
                 "maxConcurrent": 9,
                 "maxConcurrentPerArchitecture": 3,
+                "priorityClassName": "batch",
             },
             "rollouts": {"maxConcurrent": 2},
             "leaderElection": {"enabled": True, "leaseSeconds": 7.5},
@@ -310,6 +313,57 @@ def test_metrics_are_found_by_prometheus(helm: Helm) -> None:
     pod = find(rendered, "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= pod.items()
     assert of_kind(helm.render(), "ServiceMonitor") == []
+
+
+def test_servers_are_found_by_prometheus_in_every_namespace_that_may_serve(helm: Helm) -> None:
+    enabled = merged(MINIMAL, at("metrics.podMonitor.enabled", True))
+    spec = find(helm.render(OPERATOR, enabled), "PodMonitor")["spec"]
+    deployment = World().cached().serving().observation.children["Deployment", "chat-amd64"]
+    assert isinstance(deployment, Found)
+    template = deployment.value["spec"]["template"]
+    assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    (server,) = template["spec"]["containers"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in server["ports"]}
+    assert spec["namespaceSelector"] == {"any": True}
+    watched = find(helm.render(OPERATOR, everything()), "PodMonitor")["spec"]
+    assert watched["namespaceSelector"] == {"matchNames": ["team-a", "team-b", "team-c"]}
+    assert of_kind(helm.render(), "PodMonitor") == []
+
+
+@pytest.mark.parametrize(
+    ("builds", "name"),
+    [
+        pytest.param({}, "", id="none by default"),
+        pytest.param({"priorityClass": {"create": True}}, "llmengine-build", id="the one it makes"),
+        pytest.param(
+            {"priorityClass": {"create": True, "name": "slow"}}, "slow", id="by another name"
+        ),
+        pytest.param({"priorityClass": {"name": "slow"}}, "", id="none that is not made"),
+        pytest.param({"priorityClassName": "batch"}, "batch", id="one that is there already"),
+        pytest.param(
+            {"priorityClass": {"create": True}, "priorityClassName": "batch"},
+            "batch",
+            id="one that is there already, beside the one that is made",
+        ),
+    ],
+)
+def test_builds_that_name_no_priority_class_have_that_of_the_chart(
+    helm: Helm, tmp_path: Path, builds: dict[str, Any], name: str
+) -> None:
+    config = _config(helm, merged(MINIMAL, {"builds": builds}), tmp_path)
+    assert config.builds.priority_class_name == name
+
+
+def test_the_priority_class_of_builds_is_below_what_serves_and_takes_no_node_from_others(
+    helm: Helm,
+) -> None:
+    rendered = helm.render(OPERATOR, merged(MINIMAL, at("builds.priorityClass.create", True)))
+    made = find(rendered, "PriorityClass")
+    assert made["metadata"]["name"] == "llmengine-build"
+    assert made["value"] < 0, "pods without a class have 0"
+    assert made["preemptionPolicy"] == "Never"
+    assert not made.get("globalDefault", False)
 
 
 def _config(helm: Helm, values: dict[str, Any], folder: Path) -> Config:

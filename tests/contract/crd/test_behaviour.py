@@ -47,9 +47,8 @@ def test_defaults_are_filled_in_to_the_last_nested_field(server: Server, name: s
     }
     assert created["spec"]["build"] == {"attempts": 3, "activeDeadlineSeconds": 7200}
     assert created["spec"]["serving"] == {
-        "autoscaling": {"minReplicas": 1, "maxReplicas": 3, "targetCPUUtilization": 80},
+        "autoscaling": {"minReplicas": 1, "maxReplicas": 3},
         "rollout": {"strategy": "Auto", "progressDeadlineSeconds": 600},
-        "terminationGracePeriodSeconds": 60,
     }
     assert created["spec"]["suspend"] is False
 

@@ -49,6 +49,13 @@ S3 = {"spec.model.uri": "s3://models/smollm2", "spec.model.revision": "v1"}
 PVC = {"spec.model.uri": "pvc://claim/smollm2", "spec.model.revision": "v1"}
 
 
+def _per_slot(limit: int) -> str:
+    return (
+        f"not a number of requests for each slot: write more than 0 and less than {limit}, such as"
+        " 500m"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -279,6 +286,33 @@ PVC = {"spec.model.uri": "pvc://claim/smollm2", "spec.model.revision": "v1"}
             " as 4",
             id="autoscaling without a maximum",
         ),
+        *(
+            pytest.param(
+                {
+                    "spec.serving.autoscaling": {
+                        "maxReplicas": 3,
+                        "targetRequestsWaitingPerSlot": value,
+                    }
+                },
+                "spec.serving.autoscaling.targetRequestsWaitingPerSlot: Invalid value:"
+                f" {shown}: {_per_slot(4)}",
+                id=f"{why} for each slot",
+            )
+            for value, shown, why in (
+                (0, "0", "no waiting request"),
+                ("0", '"0"', "no waiting request, as text,"),
+                (-1, "-1", "less than no request"),
+                ("-500m", '"-500m"', "half a request too few"),
+                (4, "4", "as many waiting requests as a queue holds"),
+                ("4", '"4"', "as many waiting requests as a queue holds, as text,"),
+                ("some", '"some"', "a word"),
+            )
+        ),
+        pytest.param(
+            {"spec.serving.autoscaling": {"maxReplicas": 3, "targetRequestsPerSlot": 5}},
+            "spec.serving.autoscaling.targetRequestsPerSlot: Invalid value: 5: " + _per_slot(5),
+            id="as many requests as a server takes for each slot",
+        ),
         pytest.param(
             {"spec.serving.rollout": {"strategy": "Replace", "maxSurge": 1}},
             "spec.serving.rollout.maxSurge: Forbidden: strategy Replace makes no pod beside the old"
@@ -452,6 +486,26 @@ def test_an_unknown_field_is_refused(server: Server, changes: dict[str, Any], un
             {"spec.build.scratch": {"size": "60Gi", "storageClassName": "fast"}}, id="a disk"
         ),
         pytest.param({"spec.serving.autoscaling": {"maxReplicas": 1}}, id="autoscaling"),
+        pytest.param(
+            {
+                "spec.serving.autoscaling": {
+                    "maxReplicas": 1,
+                    "targetCPUUtilization": 70,
+                    "targetRequestsPerSlot": "4.5",
+                    "targetRequestsWaitingPerSlot": 3,
+                }
+            },
+            id="autoscaling on everything",
+        ),
+        pytest.param(
+            {
+                "spec.serving": {
+                    "autoscaling": {"maxReplicas": 1, "targetCPUUtilization": 80},
+                    "terminationGracePeriodSeconds": 60,
+                }
+            },
+            id="what an earlier release filled in",
+        ),
         pytest.param({"spec.serving.replicas": 0}, id="no replicas"),
         pytest.param(
             {

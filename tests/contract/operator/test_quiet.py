@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmengine_operator.kinds import DEPLOYMENT, LLMENGINE, SERVICE
+from llmengine_operator.kinds import DEPLOYMENT, HPA, LLMENGINE, SERVICE
 from tests.contract.operator.builder import Builder
 from tests.contract.operator.running import Stepper
 from tests.contract.operator.stage import MODEL, Stage
@@ -52,6 +52,16 @@ CASES = [
     pytest.param(
         serving(autoscaling={"maxReplicas": 3, "targetCPUUtilization": 70}, resources=CPU),
         id="autoscaled",
+    ),
+    pytest.param(
+        serving(
+            autoscaling={
+                "maxReplicas": 3,
+                "targetRequestsPerSlot": "0.8",
+                "targetRequestsWaitingPerSlot": 1,
+            }
+        ),
+        id="autoscaled by requests, in other words than the API server's",
     ),
     pytest.param(
         serving(
@@ -115,7 +125,18 @@ def make(stage: Stage, builder: Builder, case: Case) -> Stepper:
     builder.finish(job)
 
     settle(stage, operator)
+    if "autoscaling" in case.spec.get("serving", {}):
+        # It finds no metrics here, and the engine says so.
+        stage.until("the autoscaler to find nothing", lambda: "ScalingActive" in conditions(stage))
+        settle(stage, operator)
     return operator
+
+
+def conditions(stage: Stage) -> set[str]:
+    """Types of those of the autoscaler."""
+    found = stage.get(HPA, "chat-amd64")
+    assert found is not None
+    return {c["type"] for c in found.get("status", {}).get("conditions", [])}
 
 
 def settle(stage: Stage, operator: Stepper) -> None:

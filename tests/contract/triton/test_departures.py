@@ -110,6 +110,10 @@ def test_a_full_queue_answers_unavailable_and_empties(server: Server) -> None:
         labels = f'model="{MODEL}",request_type="waiting",version="1"'
         waiting = f"nv_trt_llm_request_metrics{{{labels}}}"
         eventually(lambda: server.metrics()[waiting] == QUEUE, 10, "the queue is full")
+        # What an autoscaler goes by: 8 slots, 8 requests that run and 32 that wait.
+        labels = f'{{model="{MODEL}",version="1"}}'
+        assert server.metrics()[f"llmengine_requests_waiting_per_slot{labels}"] == 4
+        assert server.metrics()[f"llmengine_requests_per_slot{labels}"] == 5
         refused = server.generate(text_input="a", max_tokens=1)
         # Triton's generate endpoint has no other status for an error of a model.
         assert refused.status == 400

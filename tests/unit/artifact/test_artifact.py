@@ -35,6 +35,12 @@ def test_fields_of_a_later_release_are_left_alone() -> None:
     assert Manifest.parse(edited(lambda m: m | {"laterField": 1})) == make_manifest()
 
 
+def test_a_manifest_of_before_speed_was_measured_is_read() -> None:
+    old = Manifest.parse(edited(lambda m: {k: v for k, v in m.items() if k != "speed"}))
+    assert old == make_manifest()
+    assert old.speed is None
+
+
 def test_another_contract_is_told_before_anything_else_is_read() -> None:
     with pytest.raises(
         UnsupportedContractError, match="has contract 2, this release reads contract 1"

@@ -192,6 +192,13 @@ def test_a_job_without_a_pod_shows_what_its_quota_says() -> None:
     assert attempt.blocked
 
 
+def test_a_job_whose_pod_is_refused_takes_nobodys_place_and_can_be_mended() -> None:
+    event = {"note": 'pods is forbidden: no PriorityClass with name "x" was found'}
+    attempt = read_attempt(job(age="2026-11-24T11:59:00Z"), [], [event], NOW)
+    assert (attempt.reason, attempt.message) == ("PodsRefused", event["note"])
+    assert attempt.blocked
+
+
 def test_the_newest_pod_of_a_drained_node_counts() -> None:
     old = pod(ended(137))
     new = pod({"running": {}})

@@ -14,6 +14,7 @@ from llmengine_operator.config import BuildsConfig
 from llmengine_operator.decision import UNKNOWN_OPTIONS
 from llmengine_operator.kinds import JOB, POD
 from llmengine_operator.observation import Found
+from llmengine_operator.plan import decide
 from tests.unit.operator.job_kube import JobKube
 from tests.unit.operator.world import CONFIG, NOW, World, make_runtime, seconds
 
@@ -256,6 +257,25 @@ def test_a_job_that_runs_is_not_replaced_because_options_were_edited(
     tell(queue, started(wants("chat", build={"attempts": 5}), kube))
     queue.run(NOW)
     assert len(kube.jobs) == 1
+
+
+def test_a_job_that_runs_is_not_replaced_because_the_operators_default_class_is_another(
+    kube: JobKube,
+) -> None:
+    before, after = (
+        CONFIG.model_copy(
+            update={"builds": CONFIG.builds.model_copy(update={"priority_class_name": name})}
+        )
+        for name in ("", "low")
+    )
+    for config in (before, after):
+        world = wants("chat")
+        queue = BuildQueue(kube, config)
+        seen = started(world, kube)
+        queue.tell(seen.observation.engine, decide(seen.observation, config, NOW))
+        queue.run(NOW)
+    (made,) = kube.jobs
+    assert "priorityClassName" not in made["spec"]["template"]["spec"]
 
 
 def test_a_blocked_job_that_another_engine_still_wants_so_is_kept(

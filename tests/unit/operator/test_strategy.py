@@ -74,7 +74,7 @@ def of(
     nodes: tuple[Node, ...] = NODES,
     **options: Any,
 ) -> Strategy:
-    return strategy(RolloutOptions.model_validate(options), found, pods, nodes)
+    return strategy(RolloutOptions.model_validate(options), found, pods, nodes, 90)
 
 
 def test_without_trouble_new_pods_are_made_beside_the_old_ones() -> None:
@@ -86,7 +86,17 @@ def test_without_trouble_new_pods_are_made_beside_the_old_ones() -> None:
 
 
 def test_old_pods_make_room_when_a_new_one_waits_for_what_they_hold() -> None:
-    assert of(deployment(replicas=3, updated=1), OLD, NEW) == Strategy(0, 1, 600)
+    assert of(deployment(replicas=3, updated=1), OLD, NEW) == Strategy(0, 1, 690)
+
+
+def test_a_pod_that_waits_for_the_end_of_an_old_one_is_not_stalled_by_that() -> None:
+    """Long generations may take longer than a rollout may stand still."""
+    full = deployment(replicas=3, updated=1)
+    options = RolloutOptions(progress_deadline_seconds=30)
+    given = strategy(options, full, [OLD, NEW], NODES, 3600)
+    assert given.progress_deadline_seconds == 3630
+    beside = strategy(options, full, [OLD], NODES, 3600)
+    assert beside.progress_deadline_seconds == 30
 
 
 def test_pods_that_were_made_in_the_same_second_are_told_apart_by_their_place() -> None:
@@ -149,5 +159,5 @@ def test_a_rollout_that_began_to_make_room_goes_on_so_to_its_end() -> None:
 def test_surge_insists_and_replace_never_asks() -> None:
     full = deployment(replicas=3, updated=1)
     assert of(full, OLD, NEW, strategy="Surge") == Strategy(1, 0, 600)
-    assert of(None, strategy="Replace") == Strategy(0, 1, 600)
-    assert of(deployment(0, updated=2), strategy="Replace", maxUnavailable=3) == Strategy(0, 3, 600)
+    assert of(None, strategy="Replace") == Strategy(0, 1, 690)
+    assert of(deployment(0, updated=2), strategy="Replace", maxUnavailable=3) == Strategy(0, 3, 690)

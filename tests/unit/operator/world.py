@@ -9,7 +9,16 @@ from typing import Any
 
 from llmengine.api.v1alpha1 import EngineRuntimeSpec, LLMEngineSpec, LLMEngineStatus
 from llmengine.architecture import Architecture
-from llmengine.artifact import Cache, Device, File, Limits, Manifest, Verification, digest_of
+from llmengine.artifact import (
+    Cache,
+    Device,
+    File,
+    Limits,
+    Manifest,
+    Speed,
+    Verification,
+    digest_of,
+)
 from llmengine_operator.config import Config
 from llmengine_operator.decision import ApplyDeployment, Decision
 from llmengine_operator.observation import (
@@ -94,7 +103,9 @@ def make_node(
     )
 
 
-def make_stored(key: str, factors: Mapping[str, str | int]) -> StoredEngine:
+def make_stored(
+    key: str, factors: Mapping[str, str | int], speed: Speed | None = None
+) -> StoredEngine:
     digest = digest_of(b"weights")
     manifest = Manifest(
         key=key,
@@ -110,6 +121,7 @@ def make_stored(key: str, factors: Mapping[str, str | int]) -> StoredEngine:
         device=Device(name="cpu"),
         seconds={"Compile": 3.0},
         verification=Verification(tokens=10, mean_relative_error=1e-7, max_logit_gap=0.0),
+        speed=speed,
         model_files=(),
         files=(
             File(path="model/model.safetensors", digest=digest, size=10 << 20, chunks=("0" * 64,)),
@@ -160,9 +172,9 @@ class World:
         known = dict(self.observation.manifests)
         return self.but(manifests={key: NotFound() for key in self._keys()} | known)
 
-    def cached(self) -> World:
+    def cached(self, speed: Speed | None = None) -> World:
         target = self.target
-        stored = make_stored(target.key, target.factors)
+        stored = make_stored(target.key, target.factors, speed)
         return self.but(manifests={**self.observation.manifests, target.key: Found(stored)})
 
     def tried(self, state: AttemptState, **fields: Any) -> World:

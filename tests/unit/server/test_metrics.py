@@ -65,5 +65,7 @@ def test_series_move_with_what_happens() -> None:
     assert value[("llmengine_generated_tokens_total",)] == 40
     assert value[("llmengine_queue_depth",)] == 3
     assert [value[("llmengine_slots", s)] for s in ("free", "prefill", "decode")] == [5, 1, 2]
+    assert value[("llmengine_requests_per_slot",)] == 6 / 8
+    assert value[("llmengine_requests_waiting_per_slot",)] == 3 / 8
     tensorrt_llm = {k[1]: v for k, v in value.items() if k[0] == "nv_trt_llm_request_metrics"}
     assert tensorrt_llm == {"waiting": 3, "context": 1, "scheduled": 3, "max": 8, "active": 3}

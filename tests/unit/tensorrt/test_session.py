@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from llmengine.artifact import Cache, Limits
+from llmengine_builder.speed import measure
 from llmengine_server.generation import Event, Finish, Generation
 from llmengine_server.sampling import Sampling
 from llmengine_server.scheduler import Scheduler
@@ -369,3 +370,11 @@ def test_sizes_of_chunks_and_steps() -> None:
     assert chunk_sizes(16) == (16,)
     assert step_sizes(CACHE, 2) == (1, 4)
     assert step_sizes(CACHE, 1) == (1,)
+
+
+def test_its_steps_are_measured_with_every_slot_at_two_lengths(session: TensorRtSession) -> None:
+    speed = measure(lambda: session, CACHE.buckets)
+    assert speed.slots == LIMITS.max_batch_size
+    # The second is the first that holds more than 256 tokens.
+    assert [step.length for step in speed.steps] == [64, 1024]
+    assert all(step.seconds > 0 for step in speed.steps)
