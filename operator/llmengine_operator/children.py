@@ -51,7 +51,7 @@ def desired(
             scope_namespace=row.scope_namespace,
             size_bytes=row.size_bytes,
         )
-        how = _strategy(observation, architecture)
+        how = _strategy(observation, architecture, config)
         objects.append(ApplyDeployment(deployment(engine, runtime, serving, config, how), initial))
         objects.append(Apply(disruption_budget(engine, architecture)))
         if scaled:
@@ -60,7 +60,7 @@ def desired(
     return objects
 
 
-def _strategy(observation: Observation, architecture: Architecture) -> Strategy:
+def _strategy(observation: Observation, architecture: Architecture, config: Config) -> Strategy:
     engine = observation.engine
     child = observation.children.get(("Deployment", deployment_name(engine.name, architecture)))
     return strategy(
@@ -68,6 +68,7 @@ def _strategy(observation: Observation, architecture: Architecture) -> Strategy:
         child.value if isinstance(child, Found) else None,
         pods_of(observation.pods, architecture.slug),
         observation.nodes,
+        min_ready_seconds=config.rollouts.min_ready_seconds,
     )
 
 

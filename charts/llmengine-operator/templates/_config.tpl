@@ -30,6 +30,7 @@ builds:
   maxConcurrentPerArchitecture: {{ .Values.builds.maxConcurrentPerArchitecture | int }}
 rollouts:
   maxConcurrent: {{ .Values.rollouts.maxConcurrent | int }}
+  minReadySeconds: {{ .Values.rollouts.minReadySeconds | int }}
 leaderElection:
   enabled: {{ .Values.leaderElection.enabled }}
   leaseSeconds: {{ .Values.leaderElection.leaseSeconds }}

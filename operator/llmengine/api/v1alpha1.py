@@ -32,6 +32,7 @@ from llmengine.api.status import (
     EngineStatus,
     LLMEngineStatus,
     Progress,
+    ReplacedStatus,
     ServingStatus,
     SkippedNodes,
     Summary,
@@ -64,6 +65,7 @@ __all__ = [
     "Portability",
     "Progress",
     "Quantization",
+    "ReplacedStatus",
     "RolloutOptions",
     "RolloutStrategy",
     "Scratch",
@@ -80,6 +82,6 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 # Raised whenever a CRD changes in a way that the operator depends on; the operator compares it
 # with the annotation on the installed CRD and refuses to run on an older one.
-SCHEMA_REVISION = 2
+SCHEMA_REVISION = 3
 SCHEMA_REVISION_ANNOTATION = f"{GROUP}/schema-revision"
 REQUESTED_AT_ANNOTATION = f"{GROUP}/requested-at"
