@@ -53,12 +53,14 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True)
 class Loss:
-    """An answer that is not whole. Times in seconds of the system's monotonic clock."""
+    """An answer that is not whole: its client's port, and when it began to connect and when it
+    knew, in seconds of the system's monotonic clock.
+    """
 
     fate: Fate
     text: str
     port: int
-    began: float
+    connected: float
     ended: float
 
 
@@ -103,14 +105,14 @@ class Client:
         self._number = first
         self._tokens = tokens
         self._tally = tally
-        self._port = 0
+        self._port, self._connected = 0, 0.0
 
     async def run(self, stop: asyncio.Event, at_least: int, pause: float) -> None:
         connector = aiohttp.TCPConnector(force_close=True, socket_factory=self._connect)
         async with aiohttp.ClientSession(connector=connector, timeout=LIMIT) as session:
             while not (stop.is_set() and self._tally.all >= at_least):
                 began = time.monotonic()
-                loss = await self._ask(session, began)
+                loss = await self._ask(session)
                 if loss is None:
                     self._tally.whole += 1
                 else:
@@ -125,10 +127,10 @@ class Client:
         made = socket.socket(family, kind, protocol)
         made.setblocking(False)
         made.bind((SOURCE, 0))
-        self._port = made.getsockname()[1]
+        self._port, self._connected = made.getsockname()[1], time.monotonic()
         return made
 
-    async def _ask(self, session: aiohttp.ClientSession, began: float) -> Loss | None:
+    async def _ask(self, session: aiohttp.ClientSession) -> Loss | None:
         try:
             await self._answer(session)
         except LostError as error:
@@ -141,7 +143,7 @@ class Client:
             fate, text = Fate.BROKEN, f"{type(error).__name__}: {error}"
         else:
             return None
-        return Loss(fate, text, self._port, began, time.monotonic())
+        return Loss(fate, text, self._port, self._connected, time.monotonic())
 
     async def _answer(self, session: aiohttp.ClientSession) -> None:
         """Read one answer to its end."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.cluster.images import Image, overlaid
+from tests.demo.platform import RUNTIME, Platform
 
+RUNTIMES = "/apis/llmengine.io/v1alpha1/engineruntimes"
 _BIN = "opt/llmengine/bin"
 
 _CRASHES = b"""#!/bin/sh
@@ -63,3 +65,14 @@ NEVER_STARTS = Fault(
 PROBE_FAILS = Fault("probe-fails", "llmengine-alive", _PROBE_FAILS, "the device was lost")
 DIES_SOON = Fault("dies-soon", "llmengine-serve", _DIES_SOON, "illegal memory access")
 ALL = (CRASHES, NEVER_STARTS, PROBE_FAILS, DIES_SOON)
+
+
+def make_runtime(platform: Platform, fault: Fault) -> None:
+    """The good runtime with a bad image: the same backend and version, so engines have its keys."""
+    image = fault.image(platform.images.engine)
+    platform.cluster.load(image)
+    good = platform.cluster.api.get(f"{RUNTIMES}/{RUNTIME}")
+    repository, _, tag = image.reference.rpartition(":")
+    spec = {**good["spec"], "image": {"repository": repository, "tag": tag}}
+    kind = {"apiVersion": good["apiVersion"], "kind": good["kind"]}
+    platform.cluster.apply({**kind, "metadata": {"name": f"bad-{fault.name}"}, "spec": spec})

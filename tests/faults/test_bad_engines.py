@@ -13,11 +13,10 @@ from tests.demo.platform import RUNTIME, Platform
 from tests.e2e.engines import Engines, until
 from tests.e2e.load import Fate, Tally, loaded
 from tests.faults import bad_images
-from tests.faults.bad_images import Fault
+from tests.faults.bad_images import Fault, make_runtime
 
 pytestmark = pytest.mark.cluster
 
-RUNTIMES = "/apis/llmengine.io/v1alpha1/engineruntimes"
 DEADLINE = 30
 SERVING = {
     "replicas": 2,
@@ -92,17 +91,6 @@ def _outcomes(platform: Platform, engines: Engines, tiny: str) -> dict[str, Outc
             )
             for name, engine in mine.items()
         }
-
-
-def make_runtime(platform: Platform, fault: Fault) -> None:
-    """The good runtime with a bad image: the same backend and version, so engines have its keys."""
-    image = fault.image(platform.images.engine)
-    platform.cluster.load(image)
-    good = platform.cluster.api.get(f"{RUNTIMES}/{RUNTIME}")
-    repository, _, tag = image.reference.rpartition(":")
-    spec = {**good["spec"], "image": {"repository": repository, "tag": tag}}
-    kind = {"apiVersion": good["apiVersion"], "kind": good["kind"]}
-    platform.cluster.apply({**kind, "metadata": {"name": f"bad-{fault.name}"}, "spec": spec})
 
 
 def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
