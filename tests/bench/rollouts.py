@@ -1,8 +1,9 @@
 """Rollouts under load: answers that were lost, and how long a revert takes beside kubectl's.
 
-Run `python -m tests.bench.rollouts`, as root. A tiny model on a real node; many clients stream
-short answers from it all the while. A plain `kubectl rollout undo` of the engine's own Deployment
-is what a revert is compared with, in turns: its operator is stopped for as long as that takes.
+Run `python -m tests.bench.rollouts`, as root. A tiny model (or, with `--model smollm2`, a real one)
+on a real node; many clients stream short answers from it all the while. A plain `kubectl rollout
+undo` of the engine's own Deployment is what a revert is compared with, in turns: its operator is
+stopped for as long as that takes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.cluster.waiting import wait_for
 from tests.demo.platform import OPERATOR_NAMESPACE, RUNTIME, Images, Platform
 from tests.e2e.engines import TEAMS, Engine, Engines
 from tests.e2e.load import loaded
+from tests.models import smollm2
 from tests.models.tiny import TinyModel
 
 CLIENTS = 16
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=20)
     parser.add_argument("--answers", type=int, default=20000, help="at the least")
     parser.add_argument("--reverts", type=int, default=3, help="of each kind, without load")
+    parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
     options = parser.parse_args()
     built = Images.build()
     with (
@@ -46,13 +49,16 @@ def main() -> None:
     ):
         platform = Platform(cluster, built, TEAMS)
         platform.install()
-        uri = platform.put_model(TinyModel(family="llama").write(Path(folder)), "tiny")
+        real = options.model == "smollm2"
+        model = smollm2.directory() if real else TinyModel(family="llama").write(Path(folder))
+        uri = platform.put_model(model, options.model)
         engines = Engines(platform, "rollouts")
         engine = engines.apply("rolling", uri, serving=SERVING)
         engine.wait_ready(PATIENCE)
         changes = Changes(engine, engines.revision)
         under_load(engine, changes, options.rollouts, options.answers)
-        reverts(engine, options.reverts)
+        if options.reverts:
+            reverts(engine, options.reverts)
 
 
 class Changes:
