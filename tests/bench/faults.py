@@ -168,12 +168,13 @@ class Row:
     """What became of the answers of one episode.
 
     `taken`: with a killed server. `refused`: connections that found none, for the Service had not
-    forgotten it yet. `others`: what must not be.
+    forgotten it yet, until `seconds` after its end. `others`: what must not be.
     """
 
     whole: int
     taken: int
     refused: int
+    seconds: float
     others: Sequence[Loss]
 
     @classmethod
@@ -184,7 +185,9 @@ class Row:
             taken = tally.of(Fate.BROKEN)
         blamed = {id(loss) for loss in (*refused, *taken)}
         others = [loss for loss in tally.losses if id(loss) not in blamed]
-        return cls(tally.whole, len(taken), len(refused), others)
+        last = max((loss.ended for loss in refused), default=0.0)
+        seconds = max((last - killed.began for killed in episode.killed), default=0.0)
+        return cls(tally.whole, len(taken), len(refused), seconds, others)
 
 
 def measure(what: str, stand: Stand, act: Callable[[], Episode], *, may_die: bool = False) -> int:
@@ -196,7 +199,8 @@ def measure(what: str, stand: Stand, act: Callable[[], Episode], *, may_die: boo
         tally = end()
     row = Row.of(tally, episode, may_die=may_die)
     counts = f"{row.whole:7} {row.taken:6} {row.refused:8} {len(row.others):7}"
-    print(f"{what:34} {counts} {tally.slowest:6.1f} s  {episode.says}", flush=True)
+    forgotten = f"; the Service forgot it after {row.seconds:.1f} s" if row.seconds else ""
+    print(f"{what:34} {counts} {tally.slowest:6.1f} s  {episode.says}{forgotten}", flush=True)
     for text, count in Counter(f"{loss.fate}: {loss.text}" for loss in row.others).items():
         print(f"    {count} x {text}")
     return len(row.others)

@@ -54,7 +54,7 @@ def test_an_operator_that_is_killed_at_any_moment_of_a_rollout_costs_no_answer(
 ) -> None:
     moments = random.Random(SEED)
     with loaded(platform.cluster, engine.host, engine.name, *CLIENTS) as end:
-        for length in (160, 192, 224):
+        for length in (160, 192):
             engine.edit({"engine": {"maxSequenceLength": length}})
             time.sleep(moments.uniform(0, 6))  # the moment is what is tried out
             kill_operator(platform)

@@ -86,6 +86,7 @@ ALTERNATIVES: dict[str, Any] = {
     "builds.priorityClass.name": "slow",
     "builds.priorityClass.value": -5,
     "rollouts.maxConcurrent": 2,
+    "rollouts.minReadySeconds": 10,
     "tenantNamespaces": [
         {"name": "team-a", "serve": KEY, "scopedBuild": KEY},
         {"name": "team-b"},
