@@ -70,7 +70,9 @@ def test_sigterm_lets_what_runs_and_what_queues_finish_and_sends_what_comes_else
         )
         eventually(lambda: server.metrics()[waiting] == 3, 10, "three wait")
         server.process.terminate()
-        eventually(lambda: server.probe("--ready").returncode == 1, 10, "it drains")
+        eventually(lambda: server.probe("--ready").returncode == 1, 10, "the wish to stop")
+        known = beats(server)
+        eventually(lambda: beats(server) > known, 10, "the loop to know of it")
         refused = server.generate(**LONG)
         assert "shutting down" in refused.json["error"]
         assert any(asking.answer is None for asking in running), "the answers were too short"
