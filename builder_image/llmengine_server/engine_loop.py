@@ -71,8 +71,6 @@ class EngineLoop:
         while not self._stopping:
             self._pulse.beat()
             events = self._read_inbox()
-            if self._pulse.draining:
-                events += self._scheduler.refuse_waiting()
             if not self._scheduler.idle:
                 # A refusal need not wait for the step.
                 self._tell(listener, events)
@@ -107,6 +105,8 @@ class EngineLoop:
                 if cancelled := self._scheduler.cancel(message):
                     events.append(cancelled)
             elif self._pulse.draining:
+                # What waited before the drain keeps its place: its client took this server for one
+                # that serves, and may not ask twice.
                 events.append(Event(message.id, None, Finish.REFUSED, _SHUTTING_DOWN))
             elif refused := self._scheduler.submit(message):
                 events.append(refused)

@@ -28,7 +28,6 @@ _OUT_OF_MEMORY = (
     "the device has no memory left for this request ({}): retry it later; if it happens again,"
     " lower spec.engine.maxBatchSize or maxSequenceLength"
 )
-_SHUTTING_DOWN = "the server is shutting down before it could start on this request: retry it"
 
 
 @dataclass(slots=True, eq=False)
@@ -168,12 +167,6 @@ class Scheduler:
                 self._waiting.remove(request)
                 return event
         return None
-
-    def refuse_waiting(self) -> list[Event]:
-        """End whatever has no slot yet: the server shuts down, and another one has time for it."""
-        events = [Event(r.id, None, Finish.REFUSED, _SHUTTING_DOWN) for r in self._waiting]
-        self._waiting.clear()
-        return events
 
     def step(self) -> list[Event]:
         """Start one prefill chunk or decode step; the tokens of what was started before.

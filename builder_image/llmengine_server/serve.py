@@ -1,7 +1,7 @@
 """`llmengine-serve`: starts tritonserver and stays as its parent.
 
 Three things Triton does not do by itself: end when the process with the engine is dead; wait for
-running generations but not for idle connections; tell requests that still queue to go elsewhere.
+generations that run or queue but not for idle connections; send new requests elsewhere meanwhile.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Supervisor:
         if alive.loop_process(str(self._directory)) is None:
             return
         (self._directory / alive.DRAINING).touch()
-        _say("stopping: what runs is finished, nothing new is started")
+        _say("stopping: what runs or queues is finished, nothing new is taken")
         while time.monotonic() < deadline:
             if (self._directory / alive.DRAINED).exists():
                 return

@@ -57,7 +57,7 @@ def desired(
             size_bytes=row.size_bytes,
             grace_seconds=row.termination_grace_period_seconds,
         )
-        how = _strategy(observation, serving)
+        how = _strategy(observation, serving, config)
         objects.append(ApplyDeployment(deployment(engine, runtime, serving, config, how), initial))
         objects.append(Apply(disruption_budget(engine, architecture)))
         if scaled:
@@ -66,7 +66,7 @@ def desired(
     return objects
 
 
-def _strategy(observation: Observation, serving: Serving) -> Strategy:
+def _strategy(observation: Observation, serving: Serving, config: Config) -> Strategy:
     engine, architecture = observation.engine, serving.architecture
     child = observation.children.get(("Deployment", deployment_name(engine.name, architecture)))
     return strategy(
@@ -74,7 +74,8 @@ def _strategy(observation: Observation, serving: Serving) -> Strategy:
         child.value if isinstance(child, Found) else None,
         pods_of(observation.pods, architecture.slug),
         observation.nodes,
-        grace_period(engine, serving),
+        grace_seconds=grace_period(engine, serving),
+        min_ready_seconds=config.rollouts.min_ready_seconds,
     )
 
 

@@ -174,9 +174,12 @@ class BuildsConfig(Section):
 
 
 class RolloutsConfig(Section):
-    """How many engines follow a runtime's new image at the same time."""
+    """How many engines follow a runtime's new image at the same time, and for how long a new pod
+    has to be ready before an old one goes: some servers die of their first requests.
+    """
 
     max_concurrent: int = Field(default=1, ge=1)
+    min_ready_seconds: int = Field(default=5, ge=0, le=20)
 
 
 class LeaderElectionConfig(Section):

@@ -195,7 +195,8 @@ class Observation:
     """One engine's world.
 
     `children` are the objects that we may own, by (kind, name); `pods` the server pods;
-    `manifests` what the store said of each key, `served` of the keys in `status.serving`;
+    `complaints` what nodes say of pods that keep a rollout waiting and say nothing themselves, by
+    name; `manifests` what the store said of each key, `served` of the keys in `status.serving`;
     `queue` what a wished build waits for, by key; `unsafe_store` says why the store
     must not be built into, if it must not; `may_roll_image` whether a runtime's new image may be
     followed now.
@@ -210,6 +211,7 @@ class Observation:
     progress: Mapping[str, BuildProgress] = field(default_factory=dict)
     children: Mapping[tuple[str, str], Read[KubeObject]] = field(default_factory=dict)
     pods: tuple[KubeObject, ...] = ()
+    complaints: Mapping[str, str] = field(default_factory=dict)
     queue: Mapping[str, str] = field(default_factory=dict)
     unsafe_store: Unreadable | None = None
     may_roll_image: bool = False

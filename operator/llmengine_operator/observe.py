@@ -12,7 +12,7 @@ from llmengine.key import Scope
 from llmengine_operator.build_queue import BuildQueue
 from llmengine_operator.catalog import Catalog
 from llmengine_operator.config import Config
-from llmengine_operator.kinds import DEPLOYMENT, HPA, PDB, POD, PVC, RUNTIME, SERVICE, Kind
+from llmengine_operator.kinds import DEPLOYMENT, HPA, PDB, PVC, RUNTIME, SERVICE, Kind
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import NotFoundError
 from llmengine_operator.labels import MANAGED, Label, key_label
@@ -32,6 +32,7 @@ from llmengine_operator.observation import (
 )
 from llmengine_operator.parse import parse_runtime
 from llmengine_operator.read_builds import read_builds
+from llmengine_operator.read_pods import read_complaints, read_pods
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.build_job import build_namespace
 from llmengine_operator.resources.deployment import deployment_name
@@ -68,12 +69,14 @@ class Observer:
         claim = self._claim(engine)
         wanted = targets(engine, runtime, nodes, claim, self._config, now=self._now())
         if isinstance(wanted, Problem):
-            pods = self._pods(engine) if engine.status.serving else ()
+            pods = read_pods(self._kube, engine) if engine.status.serving else ()
             return Observation(engine, runtime, nodes, claim, pods=pods)
         manifests = self._manifests(engine, wanted)
         missing = [t for t in wanted if all(manifests[k] == NotFound() for k in t.keys)]
         attempts = tuple(a for target in missing for a in self._attempts(engine, target))
         children = self._children(engine, wanted)
+        deployments = _deployments(children)
+        pods = read_pods(self._kube, engine) if deployments else ()
         return Observation(
             engine=engine,
             runtime=runtime,
@@ -83,7 +86,8 @@ class Observer:
             attempts=attempts,
             progress=self._progress(missing, attempts),
             children=children,
-            pods=self._pods(engine) if _serves(children) else (),
+            pods=pods,
+            complaints=read_complaints(self._kube, deployments, pods, self._now()),
             queue=self._queue.waiting() if missing else {},
             unsafe_store=self._catalog.unsafe() if missing else None,
         )
@@ -171,13 +175,10 @@ class Observer:
         found = self._kube.list(kind, namespace, fields=f"metadata.name={name}")
         return Found(found[0]) if found else NotFound()
 
-    def _pods(self, engine: Engine) -> tuple[KubeObject, ...]:
-        labels: dict[str, str] = {Label.ENGINE: engine.name, Label.TRACK: "stable"}
-        return tuple(self._kube.list(POD, engine.namespace, labels=labels))
 
-
-def _serves(children: dict[tuple[str, str], Read[KubeObject]]) -> bool:
-    return any(
-        kind == DEPLOYMENT.kind and isinstance(child, Found)
+def _deployments(children: dict[tuple[str, str], Read[KubeObject]]) -> list[KubeObject]:
+    return [
+        child.value
         for (kind, _), child in children.items()
-    )
+        if kind == DEPLOYMENT.kind and isinstance(child, Found)
+    ]

@@ -35,6 +35,7 @@ from llmengine_operator.observation import (
 )
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.build_job import Order
+from llmengine_operator.rollout import replaced
 from llmengine_operator.switching import switched_together
 from llmengine_operator.targets import UNWATCHED_POLL, Problem, Target, skipped_nodes, targets
 
@@ -118,9 +119,14 @@ def _serves_as_wanted(this: _Pass, wanted: Sequence[Target]) -> bool:
     """Some architecture serves what the current generation asks for, so others may go."""
     keys = {str(target.architecture): target.keys for target in wanted}
     return any(
-        row.key in keys.get(row.architecture, ()) and (row.ready_replicas > 0 or row.replicas == 0)
+        row.key in keys.get(row.architecture, ()) and (_of_its_own(row) > 0 or row.replicas == 0)
         for row in this.engine.status.serving
     )
+
+
+def _of_its_own(row: ServingStatus) -> int:
+    """Ready pods without those of what it replaces."""
+    return row.ready_replicas - (row.replaces.ready_replicas if row.replaces else 0)
 
 
 def remembered_keys(generation: int, status: LLMEngineStatus) -> dict[str, str]:
@@ -244,6 +250,7 @@ def _cached(this: _Pass, target: Target, stored: StoredEngine) -> TargetPlan:
         scope_namespace=target.scope.namespace,
         size_bytes=manifest.size_bytes,
         termination_grace_period_seconds=_grace(serving, stored, image),
+        replaces=replaced(serving, manifest.key, image, this.observation.pods),
     )
     return TargetPlan(target, row, switched, stalled=False, image_waits=waits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,10 +33,16 @@ def is_ready(pod: KubeObject) -> bool:
     """Whether the pod is ready and not on its way out."""
     if "deletionTimestamp" in pod["metadata"]:
         return False
-    return any(
-        condition["type"] == "Ready" and condition["status"] == "True"
-        for condition in pod.get("status", {}).get("conditions", [])
-    )
+    return _condition(pod, "Ready").get("status") == "True"
+
+
+def has_proved_itself(pod: KubeObject, seconds: timedelta, now: datetime) -> bool:
+    """Whether the pod has been ready for so long: what its Deployment calls available."""
+    if not is_ready(pod):
+        return False
+    since = _condition(pod, "Ready").get("lastTransitionTime")
+    # A time is in whole seconds, so it may be up to one too early.
+    return not seconds or since is None or now - datetime.fromisoformat(since) >= seconds
 
 
 def unscheduled(pod: KubeObject) -> str:
@@ -67,7 +74,9 @@ def trouble(pod: KubeObject) -> tuple[str, str]:
         return reason, message
     for status in _statuses(pod):
         ended = _last_end(status)
-        if ended is None or status.get("ready") or ended.get("exitCode") == 0:
+        # A sidecar that has recovered is not what a pod waits for.
+        recovered = status.get("ready") and not is_ready(pod)
+        if ended is None or recovered or ended.get("exitCode") == 0:
             continue
         words = _words(ended)
         if status["name"] == "fetch":
@@ -79,10 +88,13 @@ def trouble(pod: KubeObject) -> tuple[str, str]:
 
 def _not_scheduled(pod: KubeObject) -> Mapping[str, Any]:
     """The condition that says so, or nothing."""
-    for condition in pod.get("status", {}).get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return dict(condition)
-    return {}
+    condition = _condition(pod, "PodScheduled")
+    return condition if condition.get("status") == "False" else {}
+
+
+def _condition(pod: KubeObject, type_: str) -> Mapping[str, Any]:
+    found = pod.get("status", {}).get("conditions", [])
+    return next((dict(c) for c in found if c["type"] == type_), {})
 
 
 def _statuses(pod: KubeObject) -> Iterable[Mapping[str, Any]]:

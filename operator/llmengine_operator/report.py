@@ -24,7 +24,7 @@ from llmengine_operator.pods import is_ready
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import deployment_name
 from llmengine_operator.resources.service import url
-from llmengine_operator.rollout import Rollout, pods_of, rollout
+from llmengine_operator.rollout import Rollout, pods_of, ready_of, rollout
 from llmengine_operator.scaling import cannot_scale
 from llmengine_operator.targets import Problem
 
@@ -62,8 +62,8 @@ def report(
     problem = refused or decision.problem
     if not decision.plans:
         return _without_plans(observation, decision, problem, now)
-    parts = [_part(plan, observation, applied) for plan in decision.plans]
-    serving = [_serving_row(part) for part in parts if part.plan.serving is not None]
+    parts = [_part(plan, observation, applied, now) for plan in decision.plans]
+    serving = [_serving_row(p, observation) for p in parts if p.plan.serving is not None]
     serving += [_counted(row, observation) for row in decision.retiring]
     counting = [part for part in parts if not part.settles]
     cached = sum(part.plan.row.state is EngineState.CACHED for part in counting)
@@ -134,7 +134,9 @@ def _status(
     )
 
 
-def _part(plan: TargetPlan, observation: Observation, applied: frozenset[str]) -> _Part:
+def _part(
+    plan: TargetPlan, observation: Observation, applied: frozenset[str], now: datetime
+) -> _Part:
     if plan.serving is None:
         return _Part(plan, None)
     architecture = plan.target.architecture
@@ -145,17 +147,25 @@ def _part(plan: TargetPlan, observation: Observation, applied: frozenset[str]) -
         rollout(
             child.value if isinstance(child, Found) else None,
             pods_of(observation.pods, architecture.slug),
-            plan.serving.key,
+            plan.serving,
+            observation.complaints,
+            now,
             just_applied=name in applied,
         ),
     )
 
 
-def _serving_row(part: _Part) -> ServingStatus:
-    if part.plan.serving is None or part.rollout is None:
+def _serving_row(part: _Part, observation: Observation) -> ServingStatus:
+    row, rolls = part.plan.serving, part.rollout
+    if row is None or rolls is None:
         raise ValueError("only what serves has a row")
-    return part.plan.serving.model_copy(
-        update={"replicas": part.rollout.replicas, "ready_replicas": part.rollout.ready}
+    replaces = None if rolls.complete or rolls.moved else row.replaces
+    if replaces is not None:
+        pods = pods_of(observation.pods, part.plan.target.architecture.slug)
+        ready = ready_of(pods, replaces.key, replaces.image)
+        replaces = replaces.model_copy(update={"ready_replicas": ready})
+    return row.model_copy(
+        update={"replicas": rolls.replicas, "ready_replicas": rolls.ready, "replaces": replaces}
     )
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from llmengine.api.v1alpha1 import ServingStatus
+from llmengine.api.v1alpha1 import ReplacedStatus, ServingStatus
 from llmengine.architecture import Architecture
+from llmengine_operator.attempts import parse_time
 from llmengine_operator.labels import Annotation, Label
 from llmengine_operator.observation import KubeObject
-from llmengine_operator.pods import container_of, is_ready, newest, trouble
+from llmengine_operator.pods import container_of, has_proved_itself, is_ready, newest, trouble
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import SERVER
-from llmengine_operator.strategy import gives_way, rolled_out
+from llmengine_operator.strategy import gives_way, moved, rolled_out
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """`complete`: all wanted pods are of the newest template and available.
+    """`complete`: all wanted pods are of the newest template and serve.
 
-    `stalled`: the reason will not go away by waiting.
+    `moved`: no older pod is left, and a newer one serves. `stalled`: the reason will not go away by
+    waiting.
     """
 
     complete: bool
@@ -28,12 +31,20 @@ class Rollout:
     stalled: bool = False
     replicas: int = 0
     ready: int = 0
+    moved: bool = False
 
 
 def rollout(
-    deployment: KubeObject | None, pods: Sequence[KubeObject], key: str, *, just_applied: bool
+    deployment: KubeObject | None,
+    pods: Sequence[KubeObject],
+    row: ServingStatus,
+    complaints: Mapping[str, str],
+    now: datetime,
+    *,
+    just_applied: bool,
 ) -> Rollout:
-    """`pods` are the Deployment's; `key` is what it ought to serve.
+    """`pods` are the Deployment's; `row` is what it ought to serve; `complaints` is what nodes say
+    of pods that say nothing themselves, by name.
 
     A Deployment that was written in this pass is never complete: what was read is older.
     """
@@ -43,16 +54,18 @@ def rollout(
     wanted = spec.get("replicas", 1)
     ready = min(sum(is_ready(pod) for pod in pods), wanted) if pods else 0
     served = deployment["metadata"].get("annotations", {}).get(Annotation.KEY)
+    settled = not just_applied and served == row.key
+    first = row.replaces is None
+    has_moved = settled and moved(deployment)
+    if settled and (rolled_out(deployment) or (first and rolled_out(deployment, "readyReplicas"))):
+        return Rollout(True, Reason.SERVING, replicas=wanted, ready=wanted, moved=has_moved)
+    reason, message, stalled = _why(deployment, pods, row.key, complaints, now)
     updated = status.get("updatedReplicas", 0)
-    complete = not just_applied and served == key and rolled_out(deployment)
-    if complete:
-        return Rollout(True, Reason.SERVING, replicas=wanted, ready=wanted)
-    reason, message, stalled = _why(deployment, pods, key)
     text = message or f"{updated} of {wanted} pods are of the newest template, {ready} are ready"
     if gives_way(deployment) and not stalled and reason in _NO_TROUBLE:
         reason = Reason.MAKING_ROOM
         text = f"old pods make room before new ones come; {text}"
-    return Rollout(False, reason, text, stalled=stalled, replicas=wanted, ready=ready)
+    return Rollout(False, reason, text, stalled, replicas=wanted, ready=ready, moved=has_moved)
 
 
 # What waiting does not mend. A pod that cannot be scheduled or pulled may be, once a node or a
@@ -64,23 +77,73 @@ _HOPELESS = frozenset({Reason.FETCH_FAILED, Reason.CONTAINER_CONFIG_INVALID})
 _NO_TROUBLE = frozenset({Reason.ROLLING_OUT, Reason.UNSCHEDULABLE})
 
 
-def _why(deployment: KubeObject, pods: Sequence[KubeObject], key: str) -> tuple[str, str, bool]:
-    current = [p for p in pods if p["metadata"].get("annotations", {}).get(Annotation.KEY) == key]
-    pod = newest([p for p in current if not is_ready(p)])
+def _why(
+    deployment: KubeObject,
+    pods: Sequence[KubeObject],
+    key: str,
+    complaints: Mapping[str, str],
+    now: datetime,
+) -> tuple[str, str, bool]:
+    pod = _hindrance(deployment, pods, key, now)
     reason, message = trouble(pod) if pod is not None else ("", "")
-    if pod is not None and message:
-        message = f"pod {pod['metadata']['name']}: {message}"
-    conditions = {c["type"]: c for c in deployment.get("status", {}).get("conditions", [])}
+    if pod is not None:
+        name = pod["metadata"]["name"]
+        message = message or complaints.get(name, "")
+        message = message and f"pod {name}: {message}"
+    conditions = _conditions(deployment)
     refusal = conditions.get("ReplicaFailure", {})
     if pod is None and refusal.get("status") == "True":
         # No pod was made, so only the Deployment can say why: a quota, or an admission policy.
         message = str(refusal.get("message", ""))
         quota = "exceeded quota" in message
         return Reason.QUOTA_EXCEEDED if quota else Reason.PODS_REFUSED, message, True
-    progressing = conditions.get("Progressing", {})
-    if progressing.get("reason") == "ProgressDeadlineExceeded":
+    if _overdue(deployment):
         return reason or Reason.ROLLOUT_FAILED, message or "its pods do not get ready", True
-    return reason or Reason.ROLLING_OUT, message, reason in _HOPELESS
+    crashing = pod is not None and reason == Reason.CRASH_LOOPING
+    hopeless = reason in _HOPELESS or (crashing and _crashes_for_long(deployment, pod, now))
+    return reason or Reason.ROLLING_OUT, message, hopeless
+
+
+def _hindrance(
+    deployment: KubeObject, pods: Sequence[KubeObject], key: str, now: datetime
+) -> KubeObject | None:
+    """The newest pod of the key that does not serve yet."""
+    seconds = timedelta(seconds=deployment["spec"].get("minReadySeconds", 0))
+    current = [p for p in pods if p["metadata"].get("annotations", {}).get(Annotation.KEY) == key]
+    return newest([p for p in current if not has_proved_itself(p, seconds, now)])
+
+
+def _conditions(deployment: KubeObject) -> dict[str, Mapping[str, str]]:
+    return {c["type"]: c for c in deployment.get("status", {}).get("conditions", [])}
+
+
+def _overdue(deployment: KubeObject) -> bool:
+    return (
+        _conditions(deployment).get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded"
+    )
+
+
+def _crashes_for_long(deployment: KubeObject, pod: KubeObject | None, now: datetime) -> bool:
+    """For longer than a rollout may take without progress.
+
+    To its Deployment a pod that gets ready before each crash is progress, again and again.
+    """
+    done = _conditions(deployment).get("Progressing", {}).get("reason") == "NewReplicaSetAvailable"
+    if pod is None or done:
+        return False
+    allowed = timedelta(seconds=deployment["spec"].get("progressDeadlineSeconds", 600))
+    return now - parse_time(pod["metadata"]["creationTimestamp"]) > allowed
+
+
+def silent_pod(
+    deployment: KubeObject, pods: Sequence[KubeObject], now: datetime
+) -> KubeObject | None:
+    """The pod that a rollout has waited for too long and that says nothing itself."""
+    if not _overdue(deployment):
+        return None
+    key = deployment["metadata"].get("annotations", {}).get(Annotation.KEY, "")
+    pod = _hindrance(deployment, pods, key, now)
+    return pod if pod is not None and trouble(pod) == ("", "") else None
 
 
 def pods_of(pods: Sequence[KubeObject], slug: str) -> list[KubeObject]:
@@ -88,11 +151,43 @@ def pods_of(pods: Sequence[KubeObject], slug: str) -> list[KubeObject]:
     return [p for p in pods if p["metadata"].get("labels", {}).get(Label.ARCHITECTURE) == slug]
 
 
+def replaced(
+    before: ServingStatus | None, key: str, image: str, pods: Sequence[KubeObject]
+) -> ReplacedStatus | None:
+    """What `key` and `image` take the place of: what serves, be it older than `before`."""
+    if before is None:
+        return None
+    older = [ReplacedStatus(key=before.key, image=before.image)]
+    older = [before.replaces, *older] if before.replaces else older
+    older = [old for old in older if (old.key, old.image) != (key, image)]
+    mine = pods_of(pods, Architecture.parse(before.architecture).slug)
+    serve = (old for old in older if ready_of(mine, old.key, old.image))
+    return next(serve, older[0] if older else None)
+
+
+def ready_of(pods: Iterable[KubeObject], key: str, image: str) -> int:
+    """How many ready pods serve this engine with this image."""
+    return sum(
+        is_ready(pod)
+        and pod["metadata"].get("annotations", {}).get(Annotation.KEY) == key
+        and _image(pod) == image
+        for pod in pods
+    )
+
+
 def image_rolls(serving: Iterable[ServingStatus], pods: Sequence[KubeObject]) -> bool:
-    """Whether pods of an older image are still there beside what is to be served."""
+    """Whether what serves with a new image has not taken the place of an older one yet.
+
+    Where old pods make room first, none may be left before a new one has ever served.
+    """
     for row in serving:
+        if row.replaces is not None and row.replaces.image != row.image:
+            return True
         for pod in pods_of(pods, Architecture.parse(row.architecture).slug):
-            image = container_of(pod["spec"]["containers"], SERVER).get("image")
-            if image != row.image and "deletionTimestamp" not in pod["metadata"]:
+            if _image(pod) != row.image and "deletionTimestamp" not in pod["metadata"]:
                 return True
     return False
+
+
+def _image(pod: KubeObject) -> str:
+    return str(container_of(pod["spec"]["containers"], SERVER).get("image", ""))

@@ -22,11 +22,14 @@ _NO_SLOT = "Too many pods"
 
 @dataclass(frozen=True)
 class Strategy:
-    """Of a Deployment: numbers of pods, or shares such as 25%; the deadline in seconds."""
+    """Of a Deployment: numbers of pods, or shares such as 25%; the deadline in seconds, and those
+    that a new pod has to be ready for before it counts.
+    """
 
     max_surge: int | str
     max_unavailable: int | str
     progress_deadline_seconds: int
+    min_ready_seconds: int = 0
 
 
 def strategy(
@@ -34,7 +37,9 @@ def strategy(
     deployment: KubeObject | None,
     pods: Sequence[KubeObject],
     nodes: Sequence[Node],
+    *,
     grace_seconds: int,
+    min_ready_seconds: int = 0,
 ) -> Strategy:
     """`deployment` as it stands, and its `pods`, which may take `grace_seconds` to end."""
     deadline = options.progress_deadline_seconds
@@ -42,8 +47,10 @@ def strategy(
     if _gives_way(options.strategy, deployment, pods, nodes):
         # Who wants no pod to be missing does not want a standstill instead. And a new pod that
         # waits for the generations of an old one is not stalled.
-        return Strategy(0, 1 if gap in (None, 0, "0%") else gap, deadline + grace_seconds)
-    return Strategy(1 if options.max_surge is None else options.max_surge, gap or 0, deadline)
+        missing = 1 if gap in (None, 0, "0%") else gap
+        return Strategy(0, missing, deadline + grace_seconds, min_ready_seconds)
+    surge = 1 if options.max_surge is None else options.max_surge
+    return Strategy(surge, gap or 0, deadline, min_ready_seconds)
 
 
 def gives_way(deployment: KubeObject) -> bool:
@@ -52,14 +59,30 @@ def gives_way(deployment: KubeObject) -> bool:
     return surge in (0, "0%")
 
 
-def rolled_out(deployment: KubeObject) -> bool:
-    """Whether all wanted pods are of the newest template and available, and no others are left."""
+def rolled_out(deployment: KubeObject, counted: str = "availableReplicas") -> bool:
+    """Whether all wanted pods are of the newest template and available, and no others are left.
+
+    `counted` is `readyReplicas` where a pod need not prove itself, since it replaces none.
+    """
     wanted, status = deployment["spec"].get("replicas", 1), deployment.get("status", {})
     return bool(
         status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
         and status.get("updatedReplicas", 0) == wanted
         and status.get("replicas", 0) == wanted
-        and status.get("availableReplicas", 0) == wanted
+        and status.get(counted, 0) == wanted
+    )
+
+
+def moved(deployment: KubeObject) -> bool:
+    """Whether no pod of an older template is left, and a newer one has proved itself.
+
+    It may still lack pods, such as those that an autoscaler wants and no node has room for.
+    """
+    wanted, status = deployment["spec"].get("replicas", 1), deployment.get("status", {})
+    return bool(
+        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+        and status.get("updatedReplicas", 0) == status.get("replicas", 0)
+        and status.get("availableReplicas", 0) >= min(1, wanted)
     )
 
 

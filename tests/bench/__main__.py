@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("graph", "session", "serving", "build", "fetch", "operator", "cluster", "rollouts")
+MODULES = (
+    "graph",
+    "session",
+    "serving",
+    "build",
+    "fetch",
+    "operator",
+    "cluster",
+    "rollouts",
+    "faults",
+)
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmengine_operator.kinds import DEPLOYMENT, HPA, JOB, LLMENGINE, PDB, POD, RUNTIME, SERVICE
+from llmengine_operator.strategy import rolled_out
 from tests.cluster.cluster import Cluster
 from tests.cluster.s3 import S3Server
 from tests.cluster.waiting import wait_for
@@ -81,6 +82,7 @@ def measure(stage: Stage, folder: Path, passes: int, quiet: float) -> None:
         resync(operator)
         row(f"memory with {ENGINES} engines", f"{memory(operator.pid):.0f} MiB", "150 MiB")
         row("its highest", f"{memory(operator.pid, 'VmHWM'):.0f} MiB")
+        new_image(stage)
     one_pass(stage, passes)
 
 
@@ -103,6 +105,31 @@ def serve(stage: Stage, first: int, end: int) -> None:
 
     wait_for(ready, PATIENCE, "all engines to be ready", interval=0.5)
     row(f"{end - first} more engines are ready after", f"{time.monotonic() - began:.1f} s")
+
+
+def new_image(stage: Stage) -> None:
+    """The runtime's image is edited under all engines: how many move at a time, and for how long.
+
+    A look at all Deployments is one moment of the API server.
+    """
+    stage.set_image("v2")
+    began = time.monotonic()
+    most = 0
+
+    def moved() -> bool:
+        nonlocal most
+        found = stage.items(DEPLOYMENT)
+        told = [d for d in found if _image(d).endswith(":v2")]
+        most = max(most, sum(not rolled_out(d) for d in told))
+        return len(told) == len(found) and all(map(rolled_out, found))
+
+    wait_for(moved, 2 * PATIENCE, "every engine to move", interval=0.1)
+    row(f"a new image moves {ENGINES} engines in", f"{time.monotonic() - began:.0f} s")
+    row("of these at the same moment, at most", str(most), "1")
+
+
+def _image(obj: Mapping[str, Any]) -> str:
+    return str(obj["spec"]["template"]["spec"]["containers"][0]["image"])
 
 
 def writes_at_rest(operator: OperatorCommand, seconds: float) -> Counter[tuple[str, str]]:

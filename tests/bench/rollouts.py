@@ -1,21 +1,19 @@
 """Rollouts under load: answers that were lost, and how long a revert takes beside kubectl's.
 
-Run `python -m tests.bench.rollouts`, as root. A tiny model on a real node; many clients stream
-short answers from it all the while. A plain `kubectl rollout undo` of the engine's own Deployment
-is what a revert is compared with, in turns: its operator is stopped for as long as that takes.
+Run `python -m tests.bench.rollouts`, as root. A tiny model (or, with `--model smollm2`, a real one)
+on a real node; many clients stream short answers from it all the while. A plain `kubectl rollout
+undo` of the engine's own Deployment is what a revert is compared with, in turns: its operator is
+stopped for as long as that takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.waiting import wait_for
 from tests.demo.platform import OPERATOR_NAMESPACE, RUNTIME, Images, Platform
 from tests.e2e.engines import TEAMS, Engine, Engines
+from tests.e2e.load import loaded
+from tests.models import smollm2
 from tests.models.tiny import TinyModel
 
 CLIENTS = 16
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=20)
     parser.add_argument("--answers", type=int, default=20000, help="at the least")
     parser.add_argument("--reverts", type=int, default=3, help="of each kind, without load")
+    parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
     options = parser.parse_args()
     built = Images.build()
     with (
@@ -48,13 +49,16 @@ def main() -> None:
     ):
         platform = Platform(cluster, built, TEAMS)
         platform.install()
-        uri = platform.put_model(TinyModel(family="llama").write(Path(folder)), "tiny")
+        real = options.model == "smollm2"
+        model = smollm2.directory() if real else TinyModel(family="llama").write(Path(folder))
+        uri = platform.put_model(model, options.model)
         engines = Engines(platform, "rollouts")
         engine = engines.apply("rolling", uri, serving=SERVING)
         engine.wait_ready(PATIENCE)
         changes = Changes(engine, engines.revision)
         under_load(engine, changes, options.rollouts, options.answers)
-        reverts(engine, options.reverts)
+        if options.reverts:
+            reverts(engine, options.reverts)
 
 
 class Changes:
@@ -98,7 +102,8 @@ class Changes:
 def under_load(engine: Engine, changes: Changes, rollouts: int, answers: int) -> None:
     """Print what clients lost while an engine was changed again and again."""
     began = time.monotonic()
-    with loaded(engine, answers) as end:
+    options = ("--clients", str(CLIENTS), "--answers", str(answers))
+    with loaded(engine.platform.cluster, engine.host, engine.name, *options) as end:
         for number in range(rollouts):
             started = time.monotonic()
             what = changes.make(number)
@@ -108,37 +113,11 @@ def under_load(engine: Engine, changes: Changes, rollouts: int, answers: int) ->
             print(f"rollout {number + 1:2}: {what:16} {seconds:5.1f} s", flush=True)
         tally = end()
     seconds = time.monotonic() - began
-    row("answers", f"{tally['whole']} ({tally['whole'] / seconds:.0f} a second)")
-    row("lost or cut short", str(sum(tally["failures"].values())), "0")
-    row("the slowest answer", f"{tally['slowest']} s")
-    for what, count in tally["failures"].items():
+    row("answers", f"{tally.whole} ({tally.whole / seconds:.0f} a second)")
+    row("lost or cut short", str(len(tally.losses)), "0")
+    row("the slowest answer", f"{tally.slowest:.2f} s")
+    for what, count in Counter(f"{loss.fate}: {loss.text}" for loss in tally.losses).items():
         print(f"  {count} x {what}")
-
-
-@contextmanager
-def loaded(engine: Engine, answers: int) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Clients stream from the engine; the yielded function ends them and says what they saw."""
-    cluster = engine.platform.cluster
-    command = [sys.executable, "-m", "tests.bench.load", engine.host, engine.name]
-    command += ["--clients", str(CLIENTS), "--answers", str(answers)]
-    process = subprocess.Popen(
-        cluster.command(*command),
-        env=cluster.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def end() -> dict[str, Any]:
-        said, _ = process.communicate("", timeout=4 * PATIENCE)
-        return dict(json.loads(said))
-
-    try:
-        yield end
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def reverts(engine: Engine, rounds: int) -> None:

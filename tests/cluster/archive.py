@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -14,7 +15,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 def pack_program(archive: Path, reference: str, program: Path, machine: str) -> None:
     """Writes an image that holds one static program, as /NAME, and runs it."""
-    layer = _tar({program.name: program.read_bytes()}, mode=0o755)
+    layer = pack_files({program.name: program.read_bytes()}, mode=0o755)
     digest = hashlib.sha256(layer).hexdigest()
     config = json.dumps(
         {
@@ -34,11 +35,12 @@ def pack_program(archive: Path, reference: str, program: Path, machine: str) -> 
         "manifest.json": json.dumps(manifest).encode(),
     }
     new = archive.with_suffix(f".{os.getpid()}")
-    new.write_bytes(_tar(contents, mode=0o644))
+    new.write_bytes(pack_files(contents, mode=0o644))
     new.rename(archive)
 
 
-def _tar(contents: dict[str, bytes], *, mode: int) -> bytes:
+def pack_files(contents: Mapping[str, bytes], *, mode: int) -> bytes:
+    """A tar file of them; the same contents make the same bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in contents.items():

@@ -282,7 +282,7 @@ class Cluster:
         for image in images:
             if image.reference not in present:
                 self._report(f"importing {image.reference}")
-                containerd.load(image.reference, image.archive)
+                containerd.load(image.reference, image.archive, image.overlay)
 
     def _check_machine(self) -> None:
         node = self.mode == "node"

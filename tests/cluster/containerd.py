@@ -42,8 +42,10 @@ class Containerd:
         rows = (line.split() for line in self._run("images", "ls").splitlines()[1:])
         return {row[0]: row[2] for row in rows}
 
-    def load(self, reference: str, archive: Path) -> None:
-        """Imports what `docker save` wrote. Raises ClusterError when it is refused."""
+    def load(self, reference: str, archive: Path, overlay: bytes = b"") -> None:
+        """Imports what `docker save` wrote, with a layer over it. Raises ClusterError when it is
+        refused.
+        """
         present = self._run("content", "ls", "--quiet").split()
         command = self.supervisor.enter(*_CTR, "images", "import", "-")
         importing = subprocess.Popen(
@@ -52,7 +54,7 @@ class Containerd:
         assert importing.stdin is not None
         assert importing.stdout is not None
         try:
-            write_oci_archive(importing.stdin, reference, archive, present)
+            write_oci_archive(importing.stdin, reference, archive, present, overlay)
             importing.stdin.close()
         except BrokenPipeError:
             pass  # it has said why
@@ -80,9 +82,12 @@ def _removed(name: str, references: Collection[str]) -> bool:
 
 
 def write_oci_archive(
-    output: IO[bytes], reference: str, archive: Path, present: Collection[str]
+    output: IO[bytes], reference: str, archive: Path, present: Collection[str], overlay: bytes = b""
 ) -> None:
-    """Writes what `docker save` wrote as an OCI archive, without the blobs in `present`."""
+    """Writes what `docker save` wrote as an OCI archive, without the blobs in `present`.
+
+    `overlay`: one more layer, a tar file, over those of the archive; or nothing.
+    """
     with tarfile.open(archive) as saved, tarfile.open(fileobj=output, mode="w|") as oci:
         (image,) = json.loads(_read(saved, "manifest.json"))
         config = _read(saved, image["Config"])
@@ -94,6 +99,10 @@ def write_oci_archive(
             layers[digest] = {"mediaType": _LAYER, "digest": digest, "size": member.size}
             if digest not in present:
                 _add(oci, _blob(digest), saved.extractfile(member), member.size)
+        if overlay:
+            config = _with_layer(config, overlay)
+            layers[_digest(overlay)] = _descriptor(_LAYER, overlay)
+            _add(oci, _blob(_digest(overlay)), io.BytesIO(overlay), len(overlay))
         manifest = _json(
             {
                 "schemaVersion": 2,
@@ -118,6 +127,13 @@ def write_oci_archive(
             ("index.json", _json(index)),
         ):
             _add(oci, name, io.BytesIO(document), len(document))
+
+
+def _with_layer(config: bytes, overlay: bytes) -> bytes:
+    content = json.loads(config)
+    content["rootfs"]["diff_ids"].append(_digest(overlay))
+    content.setdefault("history", []).append({"created_by": "an overlay"})
+    return _json(content)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: IO[bytes] | None, size: int) -> None:

@@ -24,10 +24,14 @@ KEPT_ARCHIVES = 2  # of each image
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image: the name that pods use, and the file (as `docker save` writes it) that holds it."""
+    """An image: the name that pods use, and the file (as `docker save` writes it) that holds it.
+
+    `overlay`: a layer over those of the file, as a tar file; or nothing.
+    """
 
     reference: str
     archive: Path
+    overlay: bytes = b""
 
 
 def build(
@@ -90,6 +94,13 @@ def base(*, verbose: bool = False) -> Image:
             buildah.build(Path(folder), reference, verbose=verbose)
         _export(image)
     return image
+
+
+def overlaid(image: Image, name: str, programs: Mapping[str, bytes]) -> Image:
+    """The image with some of its programs exchanged, as localhost/llmengine/NAME:DIGEST."""
+    overlay = archive.pack_files(programs, mode=0o755)
+    digest = hashlib.sha256(image.reference.encode() + overlay).hexdigest()
+    return Image(f"{PREFIX}/{name}:{digest[:12]}", image.archive, overlay)
 
 
 def pause_image() -> Image:

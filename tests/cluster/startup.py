@@ -185,7 +185,7 @@ def _import(cluster: Running, images: list[Image], report: Report) -> None:
     cluster.wait("containerd", containerd.answers, 20, "containerd")
     for image in missing:
         report(f"importing {image.reference}")
-        containerd.load(image.reference, image.archive)
+        containerd.load(image.reference, image.archive, image.overlay)
     old = superseded(present, wanted)
     containerd.remove(old)
     process = cluster.supervisor.components()["containerd"]

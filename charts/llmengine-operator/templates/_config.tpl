@@ -32,6 +32,7 @@ builds:
   priorityClassName: {{ .Values.builds.priorityClassName | default (ternary $class.name "" $class.create) | quote }}
 rollouts:
   maxConcurrent: {{ .Values.rollouts.maxConcurrent | int }}
+  minReadySeconds: {{ .Values.rollouts.minReadySeconds | int }}
 leaderElection:
   enabled: {{ .Values.leaderElection.enabled }}
   leaseSeconds: {{ .Values.leaderElection.leaseSeconds }}

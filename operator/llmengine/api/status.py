@@ -70,6 +70,16 @@ class EngineStatus(ApiModel):
     progress: Progress | None = None
 
 
+class ReplacedStatus(ApiModel):
+    """What pods of before served, or still serve."""
+
+    key: _Key = Field(description="Key of that engine.")
+    image: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        description="Image that served it."
+    )
+    ready_replicas: int = Field(default=0, description="Its pods that still answer.")
+
+
 class ServingStatus(ApiModel):
     """What one Deployment serves. Its pod template is rendered from these fields."""
 
@@ -91,7 +101,13 @@ class ServingStatus(ApiModel):
         " engine's measured speed; unset: none was measured.",
     )
     replicas: int = Field(default=0, description="Pods that are wanted.")
-    ready_replicas: int = Field(default=0, description="Pods that answer.")
+    ready_replicas: int = Field(
+        default=0, description="Pods that answer, with those of what this replaces."
+    )
+    replaces: ReplacedStatus | None = Field(
+        default=None,
+        description="What this takes the place of, until none of its pods is left.",
+    )
 
 
 class SkippedNodes(ApiModel):

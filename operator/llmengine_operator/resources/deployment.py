@@ -119,6 +119,8 @@ def deployment(
                 },
             },
             "progressDeadlineSeconds": strategy.progress_deadline_seconds,
+            # The API server leaves a zero out, which would look like a difference for ever.
+            **({"minReadySeconds": ready} if (ready := strategy.min_ready_seconds) else {}),
             "template": {
                 "metadata": {
                     "labels": {**template_labels, "app.kubernetes.io/component": "server"},

@@ -87,6 +87,7 @@ ALTERNATIVES: dict[str, Any] = {
     "builds.priorityClass.value": -5,
     "builds.priorityClassName": "batch",
     "rollouts.maxConcurrent": 2,
+    "rollouts.minReadySeconds": 10,
     "tenantNamespaces": [
         {"name": "team-a", "serve": KEY, "scopedBuild": KEY},
         {"name": "team-b"},

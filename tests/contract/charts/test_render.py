@@ -120,7 +120,7 @@ def test_the_operator_reads_every_value_of_its_configuration(helm: Helm, tmp_pat
                 "maxConcurrentPerArchitecture": 3,
                 "priorityClassName": "batch",
             },
-            "rollouts": {"maxConcurrent": 2},
+            "rollouts": {"maxConcurrent": 2, "minReadySeconds": 10},
             "leaderElection": {"enabled": True, "leaseSeconds": 7.5},
             "watchNamespaces": ["team-a", "team-b", "team-c"],
             "workers": 8,

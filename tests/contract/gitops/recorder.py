@@ -39,9 +39,7 @@ class Moment:
         spec, status = self.deployment["spec"], self.deployment.get("status", {})
         meta = self.deployment["metadata"]
         key = spec["template"]["metadata"]["annotations"]["llmengine.io/engine-key"]
-        counts = {
-            status.get(name, 0) for name in ("replicas", "updatedReplicas", "availableReplicas")
-        }
+        counts = {status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas")}
         return (
             key == self.engine["status"]["engines"][0]["key"]
             and status.get("observedGeneration") == meta["generation"]

@@ -109,6 +109,7 @@ class Stage:
                 "shared": ["s3://models/"],
             },
             "builds": {"namespace": self.builds},
+            "rollouts": {"minReadySeconds": 1},
             "watchNamespaces": self.tenants,
             "leaderElection": {"enabled": False},
         }

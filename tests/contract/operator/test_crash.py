@@ -168,8 +168,12 @@ def _differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
 
 
 @pytest.fixture
-def stages(core_cluster: Cluster, s3_server: S3Server, identity: Path) -> Iterator[Any]:
+def stages(
+    core_cluster: Cluster, s3_server: S3Server, identity: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     """Makes stages, which end with the test."""
+    # Threads connect while others read the environment: a variable that goes is an error there.
+    monkeypatch.setenv("KUBECONFIG", str(identity))
     with ExitStack() as stack:
 
         def make() -> Stage:

@@ -36,8 +36,8 @@ def serving(stage: Stage, builder: Builder, operator: LiveOperator) -> str:
     return request_of(job).key
 
 
-def deployment(stage: Stage, name: str = "chat-amd64") -> dict[str, Any]:
-    found = stage.get(DEPLOYMENT, name)
+def deployment(stage: Stage) -> dict[str, Any]:
+    found = stage.get(DEPLOYMENT, "chat-amd64")
     assert found is not None
     return found
 
@@ -49,8 +49,8 @@ def served_key(stage: Stage) -> str:
 KEY = "llmengine.io/engine-key"
 
 
-def image(stage: Stage, name: str = "chat-amd64") -> str:
-    return str(deployment(stage, name)["spec"]["template"]["spec"]["containers"][0]["image"])
+def image(stage: Stage) -> str:
+    return str(deployment(stage)["spec"]["template"]["spec"]["containers"][0]["image"])
 
 
 def rebuild(stage: Stage) -> dict[str, Any]:
@@ -274,113 +274,6 @@ def test_orphans_are_taken_back_by_an_engine_of_the_same_name_and_serve_without_
     assert {pod["metadata"]["uid"] for pod in stage.items(POD)} == pods
     stage.remove(LLMENGINE, "chat")
     stage.until_gone()
-
-
-class Fleet:
-    """Three engines of one key that serve, in one namespace."""
-
-    names = ("a", "b", "c")
-
-    def __init__(self, stage: Stage, builder: Builder) -> None:
-        self.stage = stage
-        for name in self.names:
-            stage.create(name)
-        builder.finish(stage.until_job())
-        for name in self.names:
-            stage.until_reason("Serving", name)
-
-    def images(self) -> list[str]:
-        return [image(self.stage, f"{name}-amd64").rpartition(":")[2] for name in self.names]
-
-    def rolled(self) -> int:
-        return self.images().count("v2")
-
-    def waits(self) -> list[str]:
-        """Of engines that wait for their turn."""
-        reasons = {name: self.stage.conditions(name)["Ready"] for name in self.names}
-        return [n for n, ready in reasons.items() if ready == ("Unknown", "WaitingForRollout")]
-
-
-def test_a_runtimes_new_image_rolls_one_engine_at_a_time_and_moves_no_key(
-    stage: Stage, builder: Builder, operator: LiveOperator
-) -> None:
-    fleet = Fleet(stage, builder)
-    keys = [stage.status(name)["engines"][0]["key"] for name in fleet.names]
-    stage.cordon(True)  # the first to roll does not get ready
-    stage.set_image("v2")
-    stage.until("two to wait", lambda: len(fleet.waits()) == 2)
-    stage.until("one to roll", lambda: fleet.rolled() == 1)
-    assert all(stage.conditions(n)["Available"] == ("True", "Serving") for n in fleet.names)
-    # What waits can still be edited, and can go.
-    gone, edited = fleet.waits()
-    stage.edit(edited, serving={"terminationGracePeriodSeconds": 90})
-    stage.until(
-        "the edit",
-        lambda: (
-            deployment(stage, f"{edited}-amd64")["spec"]["template"]["spec"][
-                "terminationGracePeriodSeconds"
-            ]
-            == 90
-        ),
-    )
-    assert fleet.rolled() == 1
-    stage.remove(LLMENGINE, gone)
-    stage.cordon(False)
-    for name in fleet.names:
-        if name != gone:
-            stage.until_reason("Serving", name)
-            assert image(stage, f"{name}-amd64") == "registry.test/engine:v2"
-    assert [stage.status(n)["engines"][0]["key"] for n in fleet.names if n != gone] == keys[:2]
-    assert operator.client.requests["create", "Job"] == 1
-
-
-def test_a_restarted_operator_knows_who_is_rolling(stage: Stage, builder: Builder) -> None:
-    with LiveOperator(stage):
-        fleet = Fleet(stage, builder)
-        stage.cordon(True)
-        stage.set_image("v2")
-        stage.until("one to roll", lambda: fleet.rolled() == 1)
-        stage.until("two to wait", lambda: len(fleet.waits()) == 2)
-    for _ in range(3):
-        with LiveOperator(stage) as again:
-            stage.until(
-                "all to be looked at",
-                lambda again=again: {(stage.team, n) for n in fleet.names} <= set(again.passes),
-            )
-            stage.until("two to wait", lambda: len(fleet.waits()) == 2)
-            assert fleet.rolled() == 1
-    with LiveOperator(stage):
-        stage.cordon(False)
-        stage.until("all to roll", lambda: fleet.rolled() == 3)
-        for name in fleet.names:
-            stage.until_reason("Serving", name)
-
-
-def test_an_image_that_is_taken_back_frees_the_place_it_was_tried_at(
-    stage: Stage, builder: Builder, operator: LiveOperator
-) -> None:
-    fleet = Fleet(stage, builder)
-    stage.cordon(True)
-    stage.set_image("broken")
-    stage.until("two to wait", lambda: len(fleet.waits()) == 2)
-    stage.set_image("v1")
-    for name in fleet.names:
-        stage.until_reason("Serving", name)
-    assert fleet.images() == ["v1"] * 3
-
-
-def test_a_suspended_engine_keeps_nobody_from_rolling(
-    stage: Stage, builder: Builder, operator: LiveOperator
-) -> None:
-    fleet = Fleet(stage, builder)
-    stage.edit("a", suspend=True)
-    stage.until("it to be noticed", lambda: stage.status("a")["observedGeneration"] == 2)
-    stage.set_image("v2")
-    stage.until("two to roll", lambda: fleet.images() == ["v1", "v2", "v2"])
-    stage.until_reason("Serving", "c")
-    assert stage.conditions("a")["Ready"] == ("True", "Serving")
-    stage.edit("a", suspend=False)
-    stage.until("it to roll", lambda: fleet.images() == ["v2"] * 3)
 
 
 def test_a_server_that_cannot_fetch_its_engine_stalls_with_its_last_words(

@@ -74,7 +74,7 @@ def of(
     nodes: tuple[Node, ...] = NODES,
     **options: Any,
 ) -> Strategy:
-    return strategy(RolloutOptions.model_validate(options), found, pods, nodes, 90)
+    return strategy(RolloutOptions.model_validate(options), found, pods, nodes, grace_seconds=90)
 
 
 def test_without_trouble_new_pods_are_made_beside_the_old_ones() -> None:
@@ -93,9 +93,9 @@ def test_a_pod_that_waits_for_the_end_of_an_old_one_is_not_stalled_by_that() -> 
     """Long generations may take longer than a rollout may stand still."""
     full = deployment(replicas=3, updated=1)
     options = RolloutOptions(progress_deadline_seconds=30)
-    given = strategy(options, full, [OLD, NEW], NODES, 3600)
+    given = strategy(options, full, [OLD, NEW], NODES, grace_seconds=3600)
     assert given.progress_deadline_seconds == 3630
-    beside = strategy(options, full, [OLD], NODES, 3600)
+    beside = strategy(options, full, [OLD], NODES, grace_seconds=3600)
     assert beside.progress_deadline_seconds == 30
 
 

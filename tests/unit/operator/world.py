@@ -262,5 +262,6 @@ def server_pod(deployment: Mapping[str, Any], *, ready: bool) -> dict[str, Any]:
             "labels": template["labels"],
             "annotations": template["annotations"],
         },
+        "spec": deployment["spec"]["template"]["spec"],
         "status": {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]},
     }

@@ -249,18 +249,6 @@ def test_numbers_that_stop_being_finite_while_decoding_fail_only_their_request()
     assert session.spoiled_slots() == []
 
 
-def test_waiting_requests_are_refused_when_the_server_stops_and_running_ones_finish() -> None:
-    scheduler = scheduler_of(FakeSession(slots=1))
-    scheduler.submit(generation(1))
-    scheduler.step()
-    scheduler.submit(generation(2))
-    scheduler.submit(generation(3))
-    refused = scheduler.refuse_waiting()
-    assert [(e.id, e.finish) for e in refused] == [(2, Finish.REFUSED), (3, Finish.REFUSED)]
-    assert "retry" in refused[0].message
-    assert {e.id for e in run(scheduler)} == {1}
-
-
 @pytest.mark.parametrize(
     "request_",
     [
@@ -402,10 +390,6 @@ class Batching(RuleBasedStateMachine):
         event = self.scheduler.cancel(data.draw(st.sampled_from(open_)))
         assert event is not None
         self.record([event])
-
-    @rule()
-    def refuse_waiting(self) -> None:
-        self.record(self.scheduler.refuse_waiting())
 
     @invariant()
     def every_open_request_is_somewhere(self) -> None:
