@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llmengine.artifact import DecodeStep, Speed
 from llmengine_builder.verify import LONGEST_CHUNK
@@ -31,17 +31,26 @@ def measure(
 ) -> Speed:
     """Decode with every slot of a session at the shortest length of its cache, and at a longer one
     where it has one. `clock`: seconds; `buckets`: the lengths, in tokens, ascending.
+
+    A cache that is held at one length only may be read as far as its rows count: then every slot
+    has few rows first, and many afterwards.
     """
     session = open_engine()
     try:
         for slot in range(session.slots):
             session.prefill(slot, [_TOKEN], 0)
-        steps = [DecodeStep(length=buckets[0], seconds=_step_seconds(session, 1, clock))]
         past = min(LONGER, session.max_sequence_length - 1)
-        length = next(bucket for bucket in buckets if bucket > past)
-        if length > buckets[0]:
-            _fill(session, past)
-            steps.append(DecodeStep(length=length, seconds=_step_seconds(session, past, clock)))
+        by_rows = len(buckets) == 1
+        pasts = [past] * session.slots if by_rows else [past] + [1] * (session.slots - 1)
+        longer = past + 1 if by_rows else next(bucket for bucket in buckets if bucket > past)
+        shortest = 2 if by_rows else buckets[0]
+        few = _step_seconds(session, [1] * session.slots, clock)
+        steps = [DecodeStep(length=shortest, seconds=few)]
+        if longer > shortest:
+            for slot, rows in enumerate(pasts):
+                _fill(session, slot, rows)
+            many = _step_seconds(session, pasts, clock)
+            steps.append(DecodeStep(length=longer, seconds=many))
         return Speed(slots=session.slots, steps=tuple(steps))
     finally:
         session.close()
@@ -53,16 +62,14 @@ def measured_rows(buckets: tuple[int, ...], max_batch_size: int) -> int:
     return min(MEASURED_SLOTS, max_batch_size) * longest
 
 
-def _fill(session: Session, past: int) -> None:
-    """One long sequence makes the cache long for all."""
+def _fill(session: Session, slot: int, past: int) -> None:
     size = min(session.max_batch_tokens, LONGEST_CHUNK)
     for start in range(0, past, size):
-        session.prefill(0, [_TOKEN] * min(size, past - start), start)
+        session.prefill(slot, [_TOKEN] * min(size, past - start), start)
 
 
-def _step_seconds(session: Session, past: int, clock: Callable[[], float]) -> float:
+def _step_seconds(session: Session, pasts: Sequence[int], clock: Callable[[], float]) -> float:
     """The same step again and again: the row that it appends is overwritten."""
-    pasts = [past] + [1] * (session.slots - 1)
     tokens = [_TOKEN] * session.slots
     seconds = []
     for _ in range(_WARM_UP + _STEPS):

@@ -44,8 +44,8 @@ def test_every_slot_decodes_at_a_short_and_at_a_longer_length() -> None:
 @pytest.mark.parametrize(
     ("longest", "chunk", "lengths"),
     [
-        pytest.param(16, 16, [16], id="the shortest engine"),
-        pytest.param(128, 64, [128], id="of one length"),
+        pytest.param(16, 16, [2, 16], id="the shortest engine"),
+        pytest.param(128, 64, [2, 128], id="of one length"),
         pytest.param(200, 1, [128, 200], id="shorter than the second measurement"),
         pytest.param(4096, 512, [128, 320], id="any other"),
     ],
