@@ -92,6 +92,7 @@ def build(
 
 
 def _options(request: BuildRequest) -> CompileOptions:
+    architecture = Architecture.parse(request.architecture)
     return CompileOptions(
         dtype=request.dtype,
         quantization=request.quantization,
@@ -100,6 +101,7 @@ def _options(request: BuildRequest) -> CompileOptions:
             max_sequence_length=request.max_sequence_length,
             max_batch_tokens=request.max_batch_tokens,
         ),
+        portable=not architecture.is_cpu and architecture.device is None,
     )
 
 

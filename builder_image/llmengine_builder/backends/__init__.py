@@ -27,11 +27,15 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How the model is to be compiled; `dtype` is resolved, never `auto`."""
+    """How the model is to be compiled; `dtype` is resolved, never `auto`.
+
+    `portable`: for every GPU of the device's compute capability, and not for its model only.
+    """
 
     dtype: DType
     quantization: Quantization
     limits: Limits
+    portable: bool = False
 
 
 @dataclass(frozen=True)

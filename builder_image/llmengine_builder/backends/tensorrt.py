@@ -6,6 +6,7 @@ The GPU itself says whether it is the one that the build is for, and computes wh
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +41,14 @@ from llmengine_server.session.tensorrt_memory import Needs, check_memory
 
 # A plan that is larger holds weights more than once: some profile wanted them laid out anew.
 _LARGEST_PLAN = 1.15
+# The release that can compile for all GPUs of a compute capability.
+_PORTABLE_SINCE = (10, 13)
 # Kernels, which even the smallest plan has.
 _PLAN_CODE = 64 * MIB
 # Numbers of 16 bits that one instruction reads.
 _HEAD_STEP = 8
 # Of memory, in multiples of the weights, and beside them. Measured by tests/gpu on an H100 with
-# TensorRT 10.6: host 2.0 x + 6.7 GiB, GPU 1.0 x + 2.0 GiB.
+# TensorRT 10.6, models of 0.27, 2.5 and 16 GB: host 2.0 x + 6.7 GiB, GPU 1.0 x + 2.0 GiB.
 _HOST_WEIGHTS = 2.5
 _HOST_BYTES = 7 * GIB
 _DEVICE_WEIGHTS = 1.5
@@ -65,6 +68,13 @@ class _TensorRt:
         return True
 
     def check(self, options: CompileOptions) -> None:
+        if options.portable and _release(self.version) < _PORTABLE_SINCE:
+            raise UnsupportedError(
+                BuildReason.OPTION_UNSUPPORTED,
+                f"TensorRT {self.version} compiles for one model of GPU only; engines for all of a"
+                " compute capability take {}.{}: set spec.engine.portability to Device, or use a"
+                " newer runtime".format(*_PORTABLE_SINCE),
+            )
         quantization = options.quantization
         for field, value, none in (
             ("weights", quantization.weights, WeightQuantization.NONE),
@@ -151,6 +161,7 @@ class _TensorRt:
             plan=str(folder / PLAN),
             timing=str(folder / "timing"),
             profiles=tuple(profiles(cache, limits)),
+            portable=options.portable,
         )
         Path(order.graph).write_bytes(stored.graph(options.dtype, "address"))
         Path(order.timing).write_bytes(timing)
@@ -244,6 +255,11 @@ def _warnings(model: Model, options: CompileOptions) -> tuple[str, ...]:
             " bfloat16 where the GPU has it"
         )
     return tuple(found)
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = (*re.findall(r"\d+", version), "0", "0")[:2]
+    return int(major), int(minor)
 
 
 def _capability(device: Device) -> tuple[int, int]:

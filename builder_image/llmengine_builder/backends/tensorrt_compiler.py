@@ -34,13 +34,17 @@ _ERRORS = ("INTERNAL_ERROR", "ERROR")
 
 @dataclass(frozen=True)
 class Order:
-    """What to compile. Paths are those of files; `timing` may be empty, and is replaced."""
+    """What to compile. Paths are those of files; `timing` may be empty, and is replaced.
+
+    `portable`: for all GPUs of this one's compute capability, which not every TensorRT can.
+    """
 
     graph: str
     weights: str
     plan: str
     timing: str
     profiles: tuple[Profile, ...]
+    portable: bool = False
 
     def serialize(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -171,6 +175,9 @@ def _configure(trt: Any, builder: Any, order: Order, wanted: Callable[[], bool])
     config = builder.create_builder_config()
     # float32 is asked for by those who want all of its digits.
     config.clear_flag(trt.BuilderFlag.TF32)
+    if order.portable:
+        level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+        config.hardware_compatibility_level = level
     config.progress_monitor = _monitor(trt, wanted)
     for ranges in order.profiles:
         profile = builder.create_optimization_profile()

@@ -348,6 +348,32 @@ def test_quantization_is_refused_by_name(
         backend.check(CompileOptions(DType.BFLOAT16, quantization, LIMITS))
 
 
+PORTABLE = CompileOptions(DType.BFLOAT16, Quantization(), LIMITS, portable=True)
+
+
+def test_an_engine_for_a_whole_compute_capability_takes_a_tensorrt_that_can_make_it(
+    backend: Backend,
+) -> None:
+    with pytest.raises(UnsupportedError, match=r"take 10\.13: set spec.engine.portability") as got:
+        backend.check(PORTABLE)
+    assert got.value.exit_code is ExitCode.UNSUPPORTED
+
+
+def test_an_engine_for_a_whole_compute_capability_is_compiled_as_one(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_module, "_PORTABLE_SINCE", (10, 6))
+    engine, _ = compile_tiny(backend, tmp_path, PORTABLE)
+    assert told(engine)["compatible"] == "SAME_COMPUTE_CAPABILITY"
+
+
+def test_an_engine_is_for_its_own_model_of_gpu_unless_asked(
+    backend: Backend, tmp_path: Path
+) -> None:
+    engine, _ = compile_tiny(backend, tmp_path)
+    assert told(engine)["compatible"] == "NONE"
+
+
 def test_bfloat16_is_refused_where_the_gpu_lacks_it(backend: Backend, tmp_path: Path) -> None:
     model = read_model(TinyModel(dtype="BF16").write(tmp_path / "model"))
     t4 = Gpu("Tesla T4", (7, 5), "580.1", 15 * GIB).record()

@@ -87,6 +87,11 @@ class NetworkDefinitionCreationFlag(IntEnum):
     STRONGLY_TYPED = 1
 
 
+class HardwareCompatibilityLevel(IntEnum):
+    NONE = 0
+    SAME_COMPUTE_CAPABILITY = 2
+
+
 class BuilderFlag(IntEnum):
     TF32 = 7
 
@@ -116,6 +121,7 @@ class _Timing:
 
 class _Config:
     progress_monitor: Any = None
+    hardware_compatibility_level = HardwareCompatibilityLevel.NONE
 
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
@@ -176,5 +182,6 @@ class Builder:
         monitor.phase_finish("Building")
         self._logger.log(_Severity.WARNING, "this is a warning")
         asked = {"profiles": config.profiles, "off": config.off, "plugins": _plugins}
+        asked["compatible"] = config.hardware_compatibility_level.name
         told = json.dumps({**network, **asked}).encode()
         return told + b" " * int(_WORDS or 0)
