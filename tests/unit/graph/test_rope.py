@@ -71,7 +71,8 @@ def test_graph_and_reference_agree_on_every_rope(
     TinyModel().write(folder)
     (folder / "config.json").write_text(json.dumps(values))
     theirs = Reference(folder)
-    np.testing.assert_allclose(mine.frequencies, theirs.frequencies, rtol=3e-6)
+    # Float32 in another order: a share of two frequencies keeps fewer digits than each of them.
+    np.testing.assert_allclose(mine.frequencies, theirs.frequencies, rtol=1e-5)
     assert mine.amplitude == pytest.approx(theirs.amplitude, rel=1e-6)
 
 
