@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmengine_builder.graph.config import Config
@@ -45,6 +45,7 @@ ROPES = st.one_of(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rope=ROPES,
     theta=st.sampled_from([500.0, 10000.0, 1e6]),
