@@ -54,7 +54,7 @@ REQUESTS = [
     ),
     case(
         lambda g: g.bench.build(with_factors(g.on_hub(), {"format": 99})),
-        *(10, "RequestInvalid", "than this image builds (format: 99 -> 1): give the EngineRuntime"),
+        *(10, "RequestInvalid", "than this image builds (format: 99 -> 2): give the EngineRuntime"),
         id="a format of another release",
     ),
     case(
