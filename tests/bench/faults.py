@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmengine.quantity import whole_bytes
+from llmengine_operator.pods import is_ready
 from tests.bench.rollouts import deployment
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import Cluster
@@ -63,9 +64,18 @@ class Stand:
         self.engine.edit({"engine": {"maxSequenceLength": self._length}})
 
     def settle(self) -> None:
-        """Wait until the newest spec serves in full, and nothing else does."""
+        """Wait until the newest spec serves in full, and nothing else does.
+
+        The status alone may be of before: what kills or evicts a pod leaves the generation alone.
+        """
+
+        def settled() -> bool:
+            pods = self.engine.pods()
+            return len(pods) == REPLICAS and all(map(is_ready, pods))
+
+        wait_for(settled, PATIENCE, "every pod to be ready")
         self.engine.wait_ready(PATIENCE)
-        wait_for(lambda: len(self.engine.pods()) == REPLICAS, PATIENCE, "no other pod")
+        wait_for(settled, PATIENCE, "no other pod")
 
     def bad_engine(self, fault: Fault) -> Episode:
         """Rolled out until it stalls, and taken back."""

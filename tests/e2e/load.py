@@ -138,7 +138,7 @@ class Client:
         except TimeoutError:
             fate, text = Fate.HANGS, "timeout"
         except aiohttp.ClientConnectorError as error:
-            fate, text = Fate.REFUSED, str(error)
+            fate, text = Fate.REFUSED, f"{error} (errno {error.errno})"
         except (aiohttp.ClientError, OSError) as error:
             fate, text = Fate.BROKEN, f"{type(error).__name__}: {error}"
         else:

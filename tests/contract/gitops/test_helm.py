@@ -66,4 +66,4 @@ def test_an_upgrade_is_an_edit_of_the_engine_that_is_there(
         (2, "Current"),
     ]
     assert desk.engine()["metadata"]["uid"] == uid
-    assert min(seen["status"]["availableReplicas"] for seen in recorder.deployments()) >= 1
+    assert min(seen["status"]["readyReplicas"] for seen in recorder.deployments()) >= 1

@@ -210,7 +210,7 @@ def test_orphans_serve_on_and_are_taken_back_by_an_engine_of_the_same_name(
             assert stage.conditions()["Available"] == ("True", "Serving")
             desk.build(version)
         stage.until_reason("Serving")
-    assert all(seen["status"]["availableReplicas"] >= 1 for seen in recorder.deployments())
+    assert all(seen["status"]["readyReplicas"] >= 1 for seen in recorder.deployments())
     after = desk.deployment()
     assert after["metadata"]["uid"] == deployment["metadata"]["uid"]
     assert owner_of(desk) == desk.engine()["metadata"]["uid"]
