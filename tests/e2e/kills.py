@@ -40,20 +40,34 @@ class Killed:
 
 
 def kill_server(pod: dict[str, Any]) -> Killed:
-    """SIGKILL for every process of a server pod at once, its first one included."""
+    """SIGKILL for every process of a server pod at once, its first one included, at a moment when
+    it has requests.
+    """
     processes = list(_processes(str(pod["metadata"]["uid"])))
     if not processes:
         raise ValueError(f"pod {pod['metadata']['name']} has no process on this machine")
-    # What stands still answers nothing more while it is looked at.
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    began = time.monotonic()
-    ports = frozenset(_clients(processes[0]))
+    caught = wait_for(lambda: _caught(processes), 60, "requests to kill", interval=0.02)
+    assert caught is not None
+    began, ports = caught
     for process in processes:
         with suppress(ProcessLookupError):  # the first one's end is that of all
             os.kill(process, signal.SIGKILL)
     wait_for(lambda: not any(map(runs, processes)), 30, "the processes to be gone", interval=0.01)
     return Killed(ports, began, time.monotonic())
+
+
+def _caught(processes: list[int]) -> tuple[float, frozenset[int]] | None:
+    """Stop them, so that nothing more is answered while one looks: when that was, and the ports of
+    their clients. They go on if they had none.
+    """
+    began = time.monotonic()
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    if ports := frozenset(_clients(processes[0])):
+        return began, ports
+    for process in processes:
+        os.kill(process, signal.SIGCONT)
+    return None
 
 
 def kill_operator(platform: Platform) -> None:

@@ -26,8 +26,10 @@ import aiohttp
 from tests.cluster.cluster import Cluster
 
 TOKENS = 8
-# Longer than any answer takes while two pods and a build share two cores.
-LIMIT = aiohttp.ClientTimeout(total=60)
+# Longer than any answer takes while two pods and a build share two cores. A connection that was led
+# to a pod a moment before its network went is never answered, and stays led there: no request has
+# gone out yet, so a client that gives it up loses nothing.
+LIMIT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 # The node's own address among those of pods: from there kube-proxy changes no port on the way, so
 # that a pod and its client call a connection by the same number.
 SOURCE = "10.244.0.1"
@@ -135,6 +137,8 @@ class Client:
             await self._answer(session)
         except LostError as error:
             fate, text = error.fate, str(error)
+        except aiohttp.ConnectionTimeoutError as error:
+            fate, text = Fate.REFUSED, str(error)
         except TimeoutError:
             fate, text = Fate.HANGS, "timeout"
         except aiohttp.ClientConnectorError as error:
