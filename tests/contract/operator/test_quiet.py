@@ -140,9 +140,23 @@ def conditions(stage: Stage) -> set[str]:
 
 
 def settle(stage: Stage, operator: Stepper) -> None:
-    """Passes until the engine is ready."""
+    """Passes until the engine is ready, and its pods have been so for long enough."""
     reasons = ("Serving", "ScaledToZero")
     stage.until("it to serve", lambda: ready_after_a_pass(stage, operator) in reasons)
+    stage.until("its pods to count as available", lambda: available(stage))
+    stage.until("it to serve still", lambda: ready_after_a_pass(stage, operator) in reasons)
+
+
+def available(stage: Stage) -> bool:
+    """Whether nothing is left to do for the Deployment, whose own controller writes its status."""
+    found = stage.get(DEPLOYMENT, "chat-amd64")
+    assert found is not None
+    status = found.get("status", {})
+    return bool(
+        status.get("observedGeneration") == found["metadata"]["generation"]
+        and status.get("availableReplicas", 0) == status.get("replicas", 0)
+        and status.get("updatedReplicas", 0) == found["spec"]["replicas"]
+    )
 
 
 def ready_after_a_pass(stage: Stage, operator: Stepper) -> str:
