@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from llmengine.api.v1alpha1 import (
@@ -58,6 +59,12 @@ class _Pass:
     def engine(self) -> Engine:
         return self.observation.engine
 
+    @cached_property
+    def options(self) -> str:
+        """Digest of what its builds are given beside the engine."""
+        builds = self.config.builds
+        return options_digest(self.engine.spec.build, self.runtime.spec, builds.priority_class_name)
+
 
 def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     """The plan for one engine."""
@@ -73,8 +80,7 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     if not isinstance(observation.runtime, Found):
         raise TypeError("an engine has targets only when its runtime was read")
     this = _Pass(observation, observation.runtime.value, config, now)
-    options = _options(this)
-    keys = {target.key: options for target in wanted}
+    keys = {target.key: this.options for target in wanted}
     if engine.spec.suspend:
         return Decision(
             Problem(Reason.SUSPENDED, "spec.suspend is true: nothing is changed", stalled=False),
@@ -102,11 +108,6 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
         keys=keys,
         handled_request=_handled(this, wishes),
     )
-
-
-def _options(this: _Pass) -> str:
-    builds = this.config.builds
-    return options_digest(this.engine.spec.build, this.runtime.spec, builds.priority_class_name)
 
 
 def _unwanted(this: _Pass, wanted: Sequence[Target]) -> tuple[ServingStatus, ...]:
@@ -266,7 +267,7 @@ def _to_build(this: _Pass, target: Target) -> tuple[TargetPlan, Wish | None]:
     engine, serving = this.engine, _serving(this, target)
     ask = Ask(
         key=target.key,
-        options=_options(this),
+        options=this.options,
         tries=engine.spec.build.attempts,
         request=engine.unhandled_request,
         edited=engine.generation != engine.status.observed_generation,

@@ -53,8 +53,7 @@ def rollout(
     spec, status = deployment["spec"], deployment.get("status", {})
     wanted = spec.get("replicas", 1)
     ready = min(sum(is_ready(pod) for pod in pods), wanted) if pods else 0
-    served = deployment["metadata"].get("annotations", {}).get(Annotation.KEY)
-    settled = not just_applied and served == row.key
+    settled = not just_applied and _key(deployment) == row.key
     first = row.replaces is None
     has_moved = settled and moved(deployment)
     if settled and (rolled_out(deployment) or (first and rolled_out(deployment, "readyReplicas"))):
@@ -99,8 +98,9 @@ def _why(
         return Reason.QUOTA_EXCEEDED if quota else Reason.PODS_REFUSED, message, True
     if _overdue(deployment):
         return reason or Reason.ROLLOUT_FAILED, message or "its pods do not get ready", True
-    crashing = pod is not None and reason == Reason.CRASH_LOOPING
-    hopeless = reason in _HOPELESS or (crashing and _crashes_for_long(deployment, pod, now))
+    hopeless = reason in _HOPELESS
+    if pod is not None and reason == Reason.CRASH_LOOPING:
+        hopeless = _crashes_for_long(deployment, pod, now)
     return reason or Reason.ROLLING_OUT, message, hopeless
 
 
@@ -109,8 +109,7 @@ def _hindrance(
 ) -> KubeObject | None:
     """The newest pod of the key that does not serve yet."""
     seconds = timedelta(seconds=deployment["spec"].get("minReadySeconds", 0))
-    current = [p for p in pods if p["metadata"].get("annotations", {}).get(Annotation.KEY) == key]
-    return newest([p for p in current if not has_proved_itself(p, seconds, now)])
+    return newest([p for p in pods if _key(p) == key and not has_proved_itself(p, seconds, now)])
 
 
 def _conditions(deployment: KubeObject) -> dict[str, Mapping[str, str]]:
@@ -118,18 +117,20 @@ def _conditions(deployment: KubeObject) -> dict[str, Mapping[str, str]]:
 
 
 def _overdue(deployment: KubeObject) -> bool:
-    return (
-        _conditions(deployment).get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded"
-    )
+    return _progress(deployment) == "ProgressDeadlineExceeded"
 
 
-def _crashes_for_long(deployment: KubeObject, pod: KubeObject | None, now: datetime) -> bool:
+def _progress(deployment: KubeObject) -> str:
+    """What its own controller says of how far it is, in a word."""
+    return _conditions(deployment).get("Progressing", {}).get("reason", "")
+
+
+def _crashes_for_long(deployment: KubeObject, pod: KubeObject, now: datetime) -> bool:
     """For longer than a rollout may take without progress.
 
     To its Deployment a pod that gets ready before each crash is progress, again and again.
     """
-    done = _conditions(deployment).get("Progressing", {}).get("reason") == "NewReplicaSetAvailable"
-    if pod is None or done:
+    if _progress(deployment) == "NewReplicaSetAvailable":
         return False
     allowed = timedelta(seconds=deployment["spec"].get("progressDeadlineSeconds", 600))
     return now - parse_time(pod["metadata"]["creationTimestamp"]) > allowed
@@ -141,8 +142,7 @@ def silent_pod(
     """The pod that a rollout has waited for too long and that says nothing itself."""
     if not _overdue(deployment):
         return None
-    key = deployment["metadata"].get("annotations", {}).get(Annotation.KEY, "")
-    pod = _hindrance(deployment, pods, key, now)
+    pod = _hindrance(deployment, pods, _key(deployment) or "", now)
     return pod if pod is not None and trouble(pod) == ("", "") else None
 
 
@@ -167,12 +167,7 @@ def replaced(
 
 def ready_of(pods: Iterable[KubeObject], key: str, image: str) -> int:
     """How many ready pods serve this engine with this image."""
-    return sum(
-        is_ready(pod)
-        and pod["metadata"].get("annotations", {}).get(Annotation.KEY) == key
-        and _image(pod) == image
-        for pod in pods
-    )
+    return sum(is_ready(pod) and _key(pod) == key and _image(pod) == image for pod in pods)
 
 
 def image_rolls(serving: Iterable[ServingStatus], pods: Sequence[KubeObject]) -> bool:
@@ -187,6 +182,12 @@ def image_rolls(serving: Iterable[ServingStatus], pods: Sequence[KubeObject]) ->
             if _image(pod) != row.image and "deletionTimestamp" not in pod["metadata"]:
                 return True
     return False
+
+
+def _key(thing: KubeObject) -> str | None:
+    """Of the engine that a Deployment or a pod is for, if it says so."""
+    key: str | None = thing["metadata"].get("annotations", {}).get(Annotation.KEY)
+    return key
 
 
 def _image(pod: KubeObject) -> str:

@@ -14,7 +14,7 @@ from onnx import ValueInfoProto, helper
 
 from llmengine_builder.graph.blocks import linear, rms_norm
 from llmengine_builder.graph.decoder import Decoder
-from llmengine_builder.graph.step import Step, Turns, int32_range
+from llmengine_builder.graph.step import Step, Turns, int32_range, length_of
 from llmengine_builder.graph.writer import ONNX_TYPES, Writer
 
 # Far below every score, and far from the end of float32: differences stay finite.
@@ -62,26 +62,25 @@ class CacheInputs:
 
     @classmethod
     def of(cls, w: Writer, d: Decoder, step: Step) -> CacheInputs:
-        past = _length(w, w.node("Shape", "v_past_0"), 2)
+        past = length_of(w, w.node("Shape", "v_past_0"), 2)
         group = d.heads // d.kv_heads
         rows = w.node("Mul", step.tokens, w.constant([group]))
         visible = w.node("Concat", *_visible(w, step, past, group), axis=3)
-        shape = step.shape
         return cls(
             decoder=d,
             visible=w.node(
                 "Reshape",
                 visible,
-                shape(w, step.batch, 1, rows, w.node("Add", past, step.tokens)),
+                _shape(w, step.batch, 1, rows, w.node("Add", past, step.tokens)),
             ),
             past=past,
             shapes=_Shapes(
-                query=shape(w, step.batch, step.tokens, d.kv_heads, group, d.head_dim),
-                grouped=shape(w, step.batch, d.kv_heads, rows, d.head_dim),
-                ungrouped=shape(w, step.batch, d.kv_heads, group, step.tokens, d.head_dim),
+                query=_shape(w, step.batch, step.tokens, d.kv_heads, group, d.head_dim),
+                grouped=_shape(w, step.batch, d.kv_heads, rows, d.head_dim),
+                ungrouped=_shape(w, step.batch, d.kv_heads, group, step.tokens, d.head_dim),
                 merged=w.constant([-1, d.heads * d.head_dim]),
-                query_heads=shape(w, step.batch, step.tokens, d.heads, d.head_dim),
-                key_heads=shape(w, step.batch, step.tokens, d.kv_heads, d.head_dim),
+                query_heads=_shape(w, step.batch, step.tokens, d.heads, d.head_dim),
+                key_heads=_shape(w, step.batch, step.tokens, d.kv_heads, d.head_dim),
             ),
             # The scores' scale rides on the query's rotation: both are linear.
             turn_query=_rotation(w, step.turns(w, d, d.rope.amplitude * d.head_dim**-0.5)),
@@ -165,8 +164,10 @@ class CacheInputs:
         ]
 
 
-def _length(w: Writer, shape: str, axis: int) -> str:
-    return w.node("Slice", shape, w.constant([axis]), w.constant([axis + 1]))
+def _shape(w: Writer, *lengths: str | int) -> str:
+    """A shape of lengths that are known, and of those of this step."""
+    parts = [part if isinstance(part, str) else w.constant([part]) for part in lengths]
+    return w.node("Concat", *parts, axis=0)
 
 
 def _visible(w: Writer, step: Step, past: str, group: int) -> tuple[str, str]:

@@ -33,8 +33,7 @@ class Step:
     @classmethod
     def of(cls, w: Writer) -> Step:
         ids = w.node("Shape", "input_ids")
-        batch = w.node("Slice", ids, w.constant([0]), w.constant([1]))
-        tokens = w.node("Slice", ids, w.constant([1]), w.constant([2]))
+        batch, tokens = length_of(w, ids, 0), length_of(w, ids, 1)
         steps = int32_range(w, tokens)
         starts = w.node("Mul", int32_range(w, batch), w.node("Cast", tokens, to=TensorProto.INT32))
         return cls(
@@ -44,12 +43,6 @@ class Step:
             positions=w.node("Add", w.node("Unsqueeze", "past_lens", w.constant([1])), steps),
             last=w.node("Sub", w.node("Add", starts, "new_lens"), w.constant(np.int32(1))),
         )
-
-    @staticmethod
-    def shape(w: Writer, *lengths: str | int) -> str:
-        """A shape of sizes that are known, and of those of this step."""
-        parts = [part if isinstance(part, str) else w.constant([part]) for part in lengths]
-        return w.node("Concat", *parts, axis=0)
 
     def turns(self, w: Writer, d: Decoder, amplitude: float) -> Turns:
         """Cosine and sine, multiplied by `amplitude`."""
@@ -63,6 +56,11 @@ class Step:
             cosine=w.node("Mul", w.node("Cos", angles), scale),
             sine=w.node("Mul", w.node("Sin", angles), scale),
         )
+
+
+def length_of(w: Writer, shape: str, axis: int) -> str:
+    """One length of a shape, `[1]`, int64."""
+    return w.node("Slice", shape, w.constant([axis]), w.constant([axis + 1]))
 
 
 def int32_range(w: Writer, length: str) -> str:

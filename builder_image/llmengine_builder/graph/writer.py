@@ -110,26 +110,7 @@ class Writer:
         Raises BadInputError when it is missing or has another shape, UnsupportedError when it
         has a dtype that no engine computes with.
         """
-        tensor = self._checkpoint.tensors.get(name)
-        if tensor is None:
-            raise BadInputError(
-                BuildReason.MODEL_INVALID,
-                f"tensor {name} is missing from {', '.join(self._checkpoint.files[:3])}, though"
-                " config.json calls for it",
-            )
-        if tensor.shape != shape:
-            raise BadInputError(
-                BuildReason.MODEL_INVALID,
-                f"tensor {name} of {tensor.file} has shape {list(tensor.shape)}, but config.json"
-                f" makes it {list(shape)}",
-            )
-        if tensor.dtype not in _STORED_TYPES:
-            raise UnsupportedError(
-                BuildReason.MODEL_UNSUPPORTED,
-                f"tensor {name} of {tensor.file} has dtype {tensor.dtype}; supported are"
-                f" {', '.join(_STORED_TYPES)}",
-            )
-        dtype = _STORED_TYPES[tensor.dtype]
+        tensor, dtype = self._checked(name, shape)
         if name not in self._weights:
             self._weights[name] = name
             self._initializers.append(_external(tensor, dtype))
@@ -145,16 +126,16 @@ class Writer:
     def merged(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> str:
         """Several tensors, one below the other, in the graph's dtype: one reference where they lie
         one behind the other in a file."""
-        weights = [self.weight(name, shape) for name, shape in zip(names, shapes, strict=True)]
-        tensors = [self._checkpoint.tensors[name] for name in names]
+        parts = list(zip(names, shapes, strict=True))
+        checked = [self._checked(name, shape) for name, shape in parts]
+        tensors = [tensor for tensor, _ in checked]
         follow = all(
             (one.file, one.offset + one.length) == (other.file, other.offset)
             for one, other in itertools.pairwise(tensors)
         )
-        if not follow or weights != list(names):
-            return self.node("Concat", *weights, axis=0)
-        alone = [tensor for tensor in self._initializers if tensor.name not in names]
-        self._initializers = alone
+        if not follow or any(dtype is not self.dtype for _, dtype in checked):
+            return self.node("Concat", *(self.weight(name, shape) for name, shape in parts), axis=0)
+        self._weights |= {name: name for name in names}
         first = tensors[0]
         whole = replace(
             first,
@@ -175,6 +156,28 @@ class Writer:
         opsets = [helper.make_opsetid(*each) for each in self._domains.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         return bytes(model.SerializeToString(deterministic=True))
+
+    def _checked(self, name: str, shape: tuple[int, ...]) -> tuple[StoredTensor, DType]:
+        tensor = self._checkpoint.tensors.get(name)
+        if tensor is None:
+            raise BadInputError(
+                BuildReason.MODEL_INVALID,
+                f"tensor {name} is missing from {', '.join(self._checkpoint.files[:3])}, though"
+                " config.json calls for it",
+            )
+        if tensor.shape != shape:
+            raise BadInputError(
+                BuildReason.MODEL_INVALID,
+                f"tensor {name} of {tensor.file} has shape {list(tensor.shape)}, but config.json"
+                f" makes it {list(shape)}",
+            )
+        if tensor.dtype not in _STORED_TYPES:
+            raise UnsupportedError(
+                BuildReason.MODEL_UNSUPPORTED,
+                f"tensor {name} of {tensor.file} has dtype {tensor.dtype}; supported are"
+                f" {', '.join(_STORED_TYPES)}",
+            )
+        return tensor, _STORED_TYPES[tensor.dtype]
 
     def _unique(self, operator: str) -> str:
         base = f"{self.scope}/{operator}" if self.scope else operator

@@ -7,7 +7,7 @@ wait for it. Addresses are integers; sizes are bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_int32, c_uint32, c_uint64, c_void_p
+from ctypes import c_float, c_int32, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ CHOOSING_THREADS = 1024
 _MOST_PARTS = 32
 _PART = 1024
 
-Argument = c_void_p | c_int32 | c_uint32 | c_uint64
+Argument = c_void_p | c_int32 | c_uint64 | c_float
 Bytes = NDArray[np.uint8]
 
 
@@ -80,8 +80,6 @@ class Driver(Protocol):
     def allocate(self, size: int) -> int:
         """Device memory, all bytes zero."""
         ...
-
-    def free(self, address: int) -> None: ...
 
     def pinned(self, size: int) -> Bytes:
         """Memory of the host that `download` may write to while the host does something else."""

@@ -84,6 +84,3 @@ class Arena:
         for half in range(2 * self._cache.layers):
             address = self._address + half * self._half + slot * self.slot_bytes
             self._driver.fill(address, 0, self.slot_bytes // 4)
-
-    def close(self) -> None:
-        self._driver.free(self._address)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmengine.artifact import Cache
+from llmengine_server.session import EngineError
+from llmengine_server.session.cuda import Argument
 
 ELEMENTS = ("float32", "float16", "bfloat16")
 THREADS = 128
@@ -28,8 +30,6 @@ _TILE = 64
 _BLOCKS = 256
 _MOST_SPLITS = 32
 _LOG2_E = math.log2(math.e)
-
-Argument = c_void_p | c_int32 | c_float
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,13 @@ class Heads:
 
 
 def heads_of(cache: Cache) -> Heads:
-    """Those of a cache whose query heads are known."""
-    return Heads(cache.query_heads or 0, cache.kv_heads, cache.head_dim, cache.dtype)
+    """Those that attend over a cache. Raises EngineError where nobody knows them."""
+    if cache.query_heads is None:
+        raise EngineError(
+            "the engine's cache is for None query heads; TensorRT takes a number that is known:"
+            " build it anew"
+        )
+    return Heads(cache.query_heads, cache.kv_heads, cache.head_dim, cache.dtype)
 
 
 @dataclass(frozen=True)

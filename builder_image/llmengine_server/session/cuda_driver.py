@@ -68,10 +68,6 @@ class CudaDriver:
         _call(cuda.cuMemsetD8Async(address, 0, size, self._stream))
         return address
 
-    def free(self, address: int) -> None:
-        self._allocated.remove(address)
-        _call(cuda.cuMemFree(address))
-
     def pinned(self, size: int) -> Bytes:
         address = int(_call(cuda.cuMemHostAlloc(size, 0)))
         self._pinned.append(address)
@@ -159,7 +155,7 @@ class AttentionModule:
         kernel: str,
         grid: tuple[int, int, int],
         stream: int,
-        *arguments: cuda_attention.Argument,
+        *arguments: Argument,
     ) -> None:
         function = self._functions[kernel]
         _launch(function, grid, cuda_attention.THREADS, cuda.CUstream(stream), arguments)

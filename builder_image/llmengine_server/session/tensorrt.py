@@ -290,10 +290,9 @@ def _is_largest(choice: Choice) -> bool:
 
 
 def _check(cache: Cache, limits: Limits) -> None:
-    if cache.query_heads is None or cache.dtype not in ELEMENT_BYTES:
+    if cache.dtype not in ELEMENT_BYTES:
         raise EngineError(
-            f"the engine's cache is of {cache.dtype}, for {cache.query_heads} query heads;"
-            f" TensorRT takes {', '.join(ELEMENT_BYTES)}, for a number of heads that is known"
+            f"the engine's cache is of {cache.dtype}; TensorRT takes {', '.join(ELEMENT_BYTES)}"
         )
     if not cache.batches or cache.batches[-1] < limits.max_batch_size:
         raise EngineError(

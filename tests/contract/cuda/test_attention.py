@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llmengine_server.session import cuda
+from llmengine_server.session.cuda_attention import ELEMENTS, THREADS, cache_table
+from tests.contract.cuda.library import compile_kernels
 
-SOURCE = Path(cuda.__file__).with_name("cuda_attention.cu")
 KERNELS = ("append_rows", "attend_one", "attend_each", "attend_many")
-THREADS, TILE = 128, 64
+TILE = 64
 LAYERS, LAYER, SLOTS, LENGTH = 2, 1, 5, 160
-ELEMENTS = ("float32", "float16", "bfloat16")
 # A few roundings of the dtype, of numbers around 1.
 CLOSE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 Floats = NDArray[np.float32]
@@ -60,25 +57,16 @@ def compiled(
 ) -> ctypes.CDLL:
     if shape in libraries:
         return libraries[shape]
-    folder = tmp_path_factory.mktemp("attention")
-    kernels = KERNELS if shape.element != "float32" else KERNELS[:3]
-    runs = "\n".join(
-        f'extern "C" void run_{name}(unsigned x, unsigned y, unsigned z, void** a)'
-        f" {{ launch({name}, {{x, y, z}}, {THREADS}, a); }}"
-        for name in kernels
+    libraries[shape] = compile_kernels(
+        "cuda_attention.cu",
+        KERNELS if shape.element != "float32" else KERNELS[:3],
+        tmp_path_factory.mktemp("attention"),
+        {
+            "ELEMENT": ELEMENTS.index(shape.element),
+            "HEAD_DIM": shape.head_dim,
+            "GROUP": shape.group,
+        },
     )
-    header = Path(__file__).with_name("cuda_on_cpu.h")
-    (folder / "a.cpp").write_text(f'#include "{header}"\n#include "{SOURCE}"\n{runs}\n')
-    defines = (
-        f"-DELEMENT={ELEMENTS.index(shape.element)}",
-        f"-DHEAD_DIM={shape.head_dim}",
-        f"-DGROUP={shape.group}",
-    )
-    # Each library has shared memory of its own, though their names are the same.
-    compiler = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-fno-gnu-unique"]
-    compiler += ["-pthread", *defines]
-    subprocess.run([*compiler, "-o", folder / "a.so", folder / "a.cpp"], check=True)
-    libraries[shape] = ctypes.CDLL(str(folder / "a.so"))
     return libraries[shape]
 
 
@@ -119,10 +107,17 @@ class Step:
         self.arrived = np.zeros(4096, np.uint32)
         self._partial = np.zeros((self.batch * tokens, s.heads, splits, s.head_dim + 2), np.float32)
         half = SLOTS * s.kv_heads * LENGTH * s.head_dim
-        pointers = (self.cache, self.spoiled, self._partial, self.arrived)
-        at, *others = (each.ctypes.data for each in pointers)
-        words = [first_slot, self.rows, at, 2 * half, half, LENGTH, *others]
-        self._table = np.array(words, np.int64)
+        self._table = cache_table(
+            first_slot=first_slot,
+            live=self.rows,
+            rows=self.cache.ctypes.data,
+            layer_stride=2 * half,
+            value_offset=half,
+            length=LENGTH,
+            spoiled=self.spoiled.ctypes.data,
+            partial=self._partial.ctypes.data,
+            arrived=self.arrived.ctypes.data,
+        )
 
     def run(self, library: ctypes.CDLL, *kernels: str) -> None:
         s = self.shape
@@ -144,7 +139,7 @@ class Step:
                 arguments += [c_void_p(self.output.ctypes.data), c_int32(LAYER)]
                 arguments += [c_int32(self.tokens), scale]
             pointers = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-            getattr(library, f"run_{kernel}")(*grids[kernel], pointers)
+            getattr(library, f"run_{kernel}")(*grids[kernel], THREADS, pointers)
 
     def expected(self) -> tuple[Floats, NDArray[Any]]:
         """The output, and the cache afterwards."""

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llmengine_server.session import Choice, cuda
+from llmengine_server.session import Choice
 from llmengine_server.session.cuda import Argument
 from llmengine_server.session.tensorrt import TensorRtSession
+from tests.contract.cuda.library import compile_kernels
 from tests.models.tiny import TinyModel
 from tests.unit.tensorrt.fake_driver import FakeDriver
 from tests.unit.tensorrt.fake_engine import fake_engine
 from tests.unit.tensorrt.test_session import CACHE, LIMITS, LONG, OTHER, SHORT
 
 KERNELS = ("survey", "choose", "move_rows", "move_state", "count")
-SOURCE = Path(cuda.__file__).with_name("cuda_kernels.cu")
 ALIGNMENT = 256
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("kernels")
-    runs = "\n".join(
-        f'extern "C" void run_{name}(unsigned x, unsigned y, unsigned z, unsigned n, void** a)'
-        f" {{ launch({name}, {{x, y, z}}, n, a); }}"
-        for name in KERNELS
-    )
-    header = Path(__file__).with_name("cuda_on_cpu.h")
-    (folder / "kernels.cpp").write_text(f'#include "{header}"\n#include "{SOURCE}"\n{runs}\n')
-    library = folder / "kernels.so"
-    compiler = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread"]
-    subprocess.run([*compiler, "-o", library, folder / "kernels.cpp"], check=True)
-    return ctypes.CDLL(str(library))
+    return compile_kernels("cuda_kernels.cu", KERNELS, tmp_path_factory.mktemp("kernels"))
 
 
 class CpuDriver(FakeDriver):

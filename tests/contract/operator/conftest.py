@@ -11,6 +11,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import control_plane, s3_server
 from tests.cluster.s3 import S3Server
 from tests.contract.operator.builder import Builder
+from tests.contract.operator.gpu_pool import GpuPool
+from tests.contract.operator.running import Clock
 from tests.contract.operator.setting import Identities, prepare
 from tests.contract.operator.stage import Stage
 from tests.contract.store.place import Place
@@ -40,6 +42,22 @@ def stage(core_cluster: Cluster, s3_server: S3Server, identity: Path) -> Iterato
     made = Stage.new(core_cluster, Place.new(s3_server), identity)
     yield made
     made.close()
+
+
+@pytest.fixture
+def pool(stage: Stage) -> Iterator[GpuPool]:
+    made = GpuPool(stage)
+    made.make_runtime()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Ahead, so that the nodes of a test have been there for long."""
+    made = Clock()
+    made.advance(hours=1)
+    return made
 
 
 @pytest.fixture

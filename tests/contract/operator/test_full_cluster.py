@@ -17,17 +17,7 @@ pytestmark = pytest.mark.controlplane
 
 
 @pytest.fixture
-def pool(stage: Stage) -> Iterator[GpuPool]:
-    made = GpuPool(stage)
-    made.make_runtime()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def operator(stage: Stage, pool: GpuPool) -> Iterator[LiveOperator]:
-    clock = Clock()
-    clock.advance(hours=1)  # the node has been there for long
+def operator(stage: Stage, pool: GpuPool, clock: Clock) -> Iterator[LiveOperator]:
     with LiveOperator(stage, clock=clock) as running:
         yield running
 

@@ -21,22 +21,6 @@ BUSY = {"autoscaling": {"maxReplicas": 3}, "resources": {"requests": {"cpu": "1"
 
 
 @pytest.fixture
-def pool(stage: Stage) -> Iterator[GpuPool]:
-    made = GpuPool(stage)
-    made.make_runtime()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """Ahead, so that the nodes of a test have been there for long."""
-    made = Clock()
-    made.advance(hours=1)
-    return made
-
-
-@pytest.fixture
 def operator(stage: Stage, pool: GpuPool, clock: Clock) -> Iterator[LiveOperator]:
     with LiveOperator(stage, clock=clock) as running:
         yield running

@@ -31,21 +31,6 @@ def low(stage: Stage, tmp_path: Path) -> Iterator[str]:
     stage.api.request("DELETE", f"{_CLASSES}/{name}")
 
 
-@pytest.fixture
-def pool(stage: Stage) -> Iterator[GpuPool]:
-    made = GpuPool(stage)
-    made.make_runtime()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    clock = Clock()
-    clock.advance(hours=1)  # nodes have been there for long
-    return clock
-
-
 def pods(stage: Stage, job: dict[str, Any]) -> dict[str, str]:
     """Of a Job, and where they are; without those that go."""
     labels = f"batch.kubernetes.io/job-name={job['metadata']['name']}"

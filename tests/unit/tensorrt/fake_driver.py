@@ -59,9 +59,6 @@ class FakeDriver:
         self._blocks[address] = np.zeros(size, np.uint8)
         return address
 
-    def free(self, address: int) -> None:
-        del self._blocks[address]
-
     def pinned(self, size: int) -> Bytes:
         return np.full(size, 0xEE, np.uint8)
 

@@ -15,10 +15,10 @@ import pytest
 
 from llmengine_builder.graph.cached_attention import CACHE_WORDS
 from llmengine_server.session import tensorrt_attention
+from llmengine_server.session.cuda import Argument
 from llmengine_server.session.cuda_attention import (
     LIVE_WORD,
     TABLE_WORDS,
-    Argument,
     Attention,
     Heads,
     Tensors,
