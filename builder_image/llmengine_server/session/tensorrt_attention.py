@@ -27,14 +27,15 @@ _PAST_LENS = 3
 
 
 @cache
-def register_attention() -> None:
-    """Once a process. Raises EngineError where TensorRT cannot be loaded or does not take it."""
-    _CREATORS.append(_creator(load_tensorrt()))
-    load_tensorrt().get_plugin_registry().register_creator(_CREATORS[0], NAMESPACE)
+def register_attention() -> Any:
+    """Once a process. Raises EngineError where TensorRT cannot be loaded.
 
-
-# TensorRT keeps no reference of its own.
-_CREATORS: list[Any] = []
+    Returns the creator, which TensorRT keeps no reference to, and this cache does.
+    """
+    trt = load_tensorrt()
+    creator = _creator(trt)
+    trt.get_plugin_registry().register_creator(creator, NAMESPACE)
+    return creator
 
 
 def _creator(trt: Any) -> Any:
