@@ -13,9 +13,10 @@ from llmengine.api.v1alpha1 import DType, EngineOptions
 from llmengine.architecture import Architecture
 from llmengine.artifact import Manifest
 from llmengine_server.session import EngineError
+from llmengine_server.session.device import used_memory
 from llmengine_server.session.opening import open_session
 from tests.gpu.commands import Pods
-from tests.gpu.machine import used_memory, wait_for
+from tests.gpu.machine import wait_for
 
 _SLACK = 64 << 20
 

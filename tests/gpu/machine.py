@@ -38,14 +38,6 @@ def options(dtype: DType, slots: int, length: int, chunk: int = 512) -> EngineOp
     )
 
 
-def used_memory() -> int:
-    """Bytes of the GPU that anybody uses."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
-
-
 def wait_for(holds: Callable[[], bool], seconds: float) -> float:
     """The seconds until something held. Raises TimeoutError."""
     began = time.monotonic()

@@ -22,6 +22,7 @@ from typing import Any
 
 from llmengine_builder.backends.tensorrt_shapes import Profile, Range
 from llmengine_server.session import EngineError
+from llmengine_server.session.device import WrongDeviceError, used_memory
 from llmengine_server.session.tensorrt_attention import register_attention
 from llmengine_server.session.tensorrt_library import load_tensorrt, make_logger
 
@@ -243,13 +244,9 @@ class DeviceMemory:
 
     def _used(self) -> int:
         """0 where nobody tells: a figure of the manifest is not worth a build."""
-        import pynvml  # noqa: PLC0415 - images for CPUs have none
-
         try:
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-        except pynvml.NVMLError:
+            return used_memory()
+        except WrongDeviceError:
             return 0
 
 

@@ -5,7 +5,9 @@ Asked by way of NVML, which needs no CUDA context and works before anything else
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,27 +58,18 @@ class NvmlGpus:
     """See `Gpus`."""
 
     def list(self) -> Sequence[Gpu]:
-        import pynvml  # noqa: PLC0415 - images for CPUs have none
+        with _nvml() as nvml:
+            driver = str(nvml.nvmlSystemGetDriverVersion())
+            return [_read(nvml, handle, driver) for handle in _handles(nvml)]
 
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            raise WrongDeviceError(
-                f"no NVIDIA driver answers here ({error}): the pod needs the resource"
-                " nvidia.com/gpu, and a runtimeClassName where the cluster's default runtime"
-                " does not bring the driver"
-            ) from error
-        try:
-            driver = str(pynvml.nvmlSystemGetDriverVersion())
-            handles = [
-                pynvml.nvmlDeviceGetHandleByIndex(index)
-                for index in range(pynvml.nvmlDeviceGetCount())
-            ]
-            return [_read(pynvml, handle, driver) for handle in handles]
-        except pynvml.NVMLError as error:
-            raise WrongDeviceError(f"the NVIDIA driver does not tell its GPUs: {error}") from error
-        finally:
-            pynvml.nvmlShutdown()
+
+def used_memory() -> int:
+    """Bytes of the first GPU here that are in use, by anybody. Raises WrongDeviceError."""
+    with _nvml() as nvml:
+        handles = _handles(nvml)
+        if not handles:
+            raise WrongDeviceError("there is no GPU here")
+        return int(nvml.nvmlDeviceGetMemoryInfo(handles[0]).used)
 
 
 def find_gpu(gpus: Gpus, wanted: Architecture) -> Gpu:
@@ -100,6 +93,53 @@ def find_gpu(gpus: Gpus, wanted: Architecture) -> Gpu:
             " nvidia.com/gpu.product and gpu.compute.*, or the engine's nodeSelector"
         )
     return gpu
+
+
+def visible(uuids: Sequence[str], named: str | None) -> list[int]:
+    """Which of the driver's GPUs CUDA uses, in its order, by the variable CUDA_VISIBLE_DEVICES.
+
+    It names indices, or beginnings of UUIDs, up to the first that is no GPU (CUDA C++ Programming
+    Guide, "CUDA Environment Variables"); without it (`named` is None) all are used.
+    """
+    if named is None:
+        return list(range(len(uuids)))
+    found: list[int] = []
+    for entry in (part.strip() for part in named.split(",")):
+        if entry.isdigit() and int(entry) < len(uuids):
+            index = int(entry)
+        else:
+            begins = [at for at, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+            if len(begins) != 1:
+                break
+            index = begins[0]
+        found.append(index)
+    return found
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML, which is left as it is: its end and its next start would take longer than asking."""
+    import pynvml  # noqa: PLC0415 - images for CPUs have none
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise WrongDeviceError(
+            f"no NVIDIA driver answers here ({error}): the pod needs the resource"
+            " nvidia.com/gpu, and a runtimeClassName where the cluster's default runtime"
+            " does not bring the driver"
+        ) from error
+    try:
+        yield pynvml
+    except pynvml.NVMLError as error:
+        raise WrongDeviceError(f"the NVIDIA driver does not tell its GPUs: {error}") from error
+
+
+def _handles(nvml: Any) -> list[Any]:
+    """Of the GPUs that CUDA uses: NVML itself tells of all that the container has."""
+    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    return [handles[index] for index in visible(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))]
 
 
 def _read(nvml: Any, handle: Any, driver: str) -> Gpu:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from llmengine.architecture import Architecture, device_name
-from llmengine_server.session.device import Gpu, WrongDeviceError, find_gpu
+from llmengine_server.session.device import Gpu, WrongDeviceError, find_gpu, visible
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580.159.04", 85_520_809_984)
 WANTED = Architecture.parse("sm_90/NVIDIA-H100-80GB-HBM3")
@@ -75,3 +75,20 @@ def test_an_engine_for_a_whole_compute_capability_takes_any_of_its_devices() -> 
 def test_any_other_device_is_refused(gpus: tuple[Gpu, ...], sentence: str) -> None:
     with pytest.raises(WrongDeviceError, match=sentence):
         find_gpu(FakeGpus(gpus), WANTED)
+
+
+@pytest.mark.parametrize(
+    ("named", "seen"),
+    [
+        pytest.param(None, [0, 1, 2], id="all where nothing is named"),
+        pytest.param("1", [1], id="an index"),
+        pytest.param("2, 0", [2, 0], id="in the order of their names"),
+        pytest.param("GPU-b", [1], id="the beginning of a UUID"),
+        pytest.param("0,9,1", [0], id="up to the first that is none"),
+        pytest.param("GPU-", [], id="a beginning of several names none"),
+        pytest.param("", [], id="none of them"),
+        pytest.param("-1", [], id="a negative index is none"),
+    ],
+)
+def test_the_gpus_here_are_those_that_cuda_uses(named: str | None, seen: list[int]) -> None:
+    assert visible(("GPU-a1", "GPU-b2", "GPU-c3"), named) == seen

@@ -14,6 +14,14 @@ class NVMLError(Exception): ...
 def nvmlInit() -> None: ...
 
 
+def nvmlDeviceGetCount() -> int:
+    return 1
+
+
+def nvmlDeviceGetUUID(handle: int) -> str:
+    return f"GPU-{handle}"
+
+
 def nvmlDeviceGetHandleByIndex(index: int) -> int:
     return index
 
