@@ -1,10 +1,10 @@
 """On a machine with an NVIDIA GPU: build, publish, fetch, serve and ask, and print what it takes.
 
-    python -m tests.gpu smollm2 smollm2-bfloat16 llama1b faults llama8b --torch PYTHON
+    python -m tests.gpu smollm2 smollm2-bfloat16 llama1b faults llama8b --torch PYTHON --vllm PYTHON
 
 Everything runs in the processes of the real pods, against an S3 server on loopback. What is
 compared is measured in the same run. `faults` takes the last engine. `--torch` names a Python
-with torch and transformers.
+with torch and transformers, `--vllm` one with vLLM.
 """
 
 from __future__ import annotations
@@ -45,12 +45,23 @@ PROMPTS = (
 STAGES = ("smollm2", "smollm2-bfloat16", "llama1b", "faults", "llama8b")
 
 
+@dataclass(frozen=True)
+class Other:
+    """What is compared with: how the table names it, its program, the Python that runs it, and
+    what is wanted."""
+
+    name: str
+    program: str
+    python: str
+    wanted: str
+
+
 @dataclass
 class Run:
     """One run: where everything is, and what was found."""
 
     pods: Pods
-    torch: str | None
+    others: tuple[Other, ...]
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
     def found(self, what: str, measured: str, wanted: str = "measured") -> None:
@@ -163,28 +174,28 @@ def serve(run: Run, engine: Engine, session: Session, tokens: int = 200) -> None
 
 
 def compare(run: Run, model: Path, ours: dict[int, float], name: str) -> None:
-    """Against transformers, on the same GPU, which nobody else uses then."""
-    if run.torch is None:
-        print("    no --torch: nothing to compare with")
-        return
-    program = Path(__file__).with_name("transformers_speed.py")
+    """Against others, on the same GPU, which nobody else uses then."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    with stage(f"transformers, {name}"):
-        done = subprocess.run(
-            [run.torch, str(program), str(model), *map(str, ours)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    for line in done.stdout.splitlines():
-        theirs = json.loads(line)
-        slots, rate = theirs["slots"], theirs["tokensPerSecond"]
-        run.found(
-            f"{name}: {slots} slots, by transformers static + compiled",
-            f"{ours[slots]:.0f} / {rate:.0f} tokens/s = {ours[slots] / rate:.1f} x",
-            ">= 3 x",
-        )
+    for other in run.others:
+        program = Path(__file__).with_name(other.program)
+        with stage(f"{other.name}, {name}"):
+            done = subprocess.run(
+                [other.python, str(program), str(model), *map(str, ours)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        # It may say other things too.
+        rates = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        for slots, rate in ((each["slots"], each["tokensPerSecond"]) for each in rates):
+            run.found(
+                f"{name}: {slots} slots, by {other.name}",
+                f"{ours[slots]:.0f} / {rate:.0f} tokens/s = {ours[slots] / rate:.2f} x",
+                other.wanted,
+            )
+        if done.returncode != 0 or len(rates) < len(ours):
+            run.found(f"{name}: {other.name}", f"failed: exit {done.returncode}", other.wanted)
 
 
 def _smollm2(run: Run) -> Path:
@@ -265,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="*", choices=STAGES, default=list(STAGES))
     parser.add_argument("--torch", help="a Python with torch and transformers")
+    parser.add_argument("--vllm", help="a Python with vLLM")
     parser.add_argument("--keep", type=Path, help="a folder for models and engines")
     parser.add_argument("--out", type=Path, help="a file for the table, as JSON")
     arguments = parser.parse_args()
@@ -274,11 +286,21 @@ def main() -> None:
         models.mkdir(parents=True, exist_ok=True)
         target = Target.here()
         print(f"{target.name}, {target.backend} {target.version}, {target.architecture}")
-        run = Run(Pods(Place.new(server), models, work, target), arguments.torch)
+        run = Run(Pods(Place.new(server), models, work, target), _others(arguments))
         try:
             _run(run, arguments.stages)
         finally:
             _tell(run, target.name, arguments.out)
+
+
+def _others(arguments: argparse.Namespace) -> tuple[Other, ...]:
+    found = (
+        ("transformers static + compiled", "transformers_speed.py", arguments.torch, ">= 3 x"),
+        ("vLLM", "vllm_speed.py", arguments.vllm, "measured"),
+    )
+    return tuple(
+        Other(name, program, python, wanted) for name, program, python, wanted in found if python
+    )
 
 
 def _run(run: Run, stages: Sequence[str]) -> None:

@@ -6,8 +6,10 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llmengine.api.v1alpha1 import DType, EngineOptions
 from llmengine.architecture import Architecture
@@ -15,10 +17,13 @@ from llmengine.artifact import Manifest
 from llmengine_server.session import EngineError
 from llmengine_server.session.device import used_memory
 from llmengine_server.session.opening import open_session
+from tests.contract.triton.server import Server
 from tests.gpu.commands import Pods
+from tests.gpu.hog import hog
 from tests.gpu.machine import wait_for
 
 _SLACK = 64 << 20
+_CLIENTS = 32
 
 
 def check(pods: Pods, model: str, options: EngineOptions, engine: Path) -> list[str]:
@@ -29,6 +34,8 @@ def check(pods: Pods, model: str, options: EngineOptions, engine: Path) -> list[
         _too_large(pods, model, options),
         _truncated(engine, manifest),
         _other_version(engine, manifest),
+        _no_room(engine, manifest),
+        _neighbour(engine),
         _cancelled(pods, model, options),
     ]
 
@@ -77,6 +84,31 @@ def _truncated(engine: Path, manifest: Manifest) -> str:
 def _other_version(engine: Path, manifest: Manifest) -> str:
     other = manifest.model_copy(update={"factors": {**manifest.factors, "backendVersion": "9.9.9"}})
     return f"another TensorRT version: {_refused(lambda: open_session(engine, other))}"
+
+
+def _no_room(engine: Path, manifest: Manifest) -> str:
+    with hog(manifest.size_bytes // 2):
+        refusal = _refused(lambda: open_session(engine, manifest))
+    assert "something else uses" in refusal, refusal
+    return f"a GPU that somebody else has filled: {refusal}"
+
+
+def _neighbour(engine: Path) -> str:
+    """Somebody takes the last byte of the GPU while clients are served."""
+    folder = engine.parent
+    asked: dict[str, Any] = {"text_input": "Once upon a time", "max_tokens": 200, "end_id": -1}
+    with Server(folder / "models", folder.name, folder) as server:
+        alone = server.generate(**asked).json["text_output"]
+        with hog(0), ThreadPoolExecutor(_CLIENTS) as clients:
+            answers = list(clients.map(lambda _: server.generate(**asked), range(_CLIENTS)))
+        statuses = {answer.status for answer in answers}
+        assert statuses == {200}, statuses
+        assert server.probe("--ready").returncode == 0
+        equal = sum(answer.json["text_output"] == alone for answer in answers)
+    return (
+        f"no memory left while serving: {_CLIENTS} of {_CLIENTS} clients were answered, {equal} as"
+        " one alone was before"
+    )
 
 
 def _cancelled(pods: Pods, model: str, options: EngineOptions) -> str:

@@ -195,6 +195,92 @@ constexpr int MOST_PARTS = 32;
 // Below every score, and so far from the end of float32 that differences stay finite.
 constexpr float LOWEST = -1e30f;
 
+// What a block takes of a sequence that `count` blocks share.
+struct Part {
+    int begin, end, count;
+};
+
+// Of `seen` rows, this block's; all but the last block's are a multiple of `step`.
+__device__ Part part_of(int seen, int step) {
+    int share = (seen + gridDim.x - 1) / gridDim.x;
+    share = (share + step - 1) / step * step;
+    int begin = blockIdx.x * share;
+    return {begin, min(begin + share, seen), (seen + share - 1) / share};
+}
+
+// What `TAKERS` of a block have each added up of its rows.
+template <int TAKERS>
+struct Shares {
+    float sums[TAKERS][HEADS][HEAD_DIM];
+    float peaks[TAKERS][HEADS], weights[TAKERS][HEADS];
+    float part_peaks[HEADS][MOST_PARTS], part_weights[HEADS][MOST_PARTS];
+    bool last;
+};
+
+// The output of a token that does not count.
+__device__ void leave(T* out) {
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += blockDim.x) out[i] = narrow(0);
+}
+
+// Adds up a block's shares, then, in the block that is done last, those of all blocks. `at`: the
+// token of all tokens; `out`: its heads of this block.
+template <int TAKERS>
+__device__ void settle(Shares<TAKERS>& shares, const Cache& cache, T* out, i64 at, Part part) {
+    __syncthreads();
+    i64 first = (at * gridDim.y + blockIdx.y) * HEADS;
+    float* partial = cache.partial + first * gridDim.x * (HEAD_DIM + 2);
+    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += blockDim.x) {
+        int h = i / HEAD_DIM, d = i % HEAD_DIM;
+        float higher = LOWEST, total = 0, whole = 0;
+        for (int s = 0; s < TAKERS; ++s) higher = fmaxf(higher, shares.peaks[s][h]);
+        for (int s = 0; s < TAKERS; ++s) {
+            float share = exp2f(shares.peaks[s][h] - higher);
+            total += share * shares.weights[s][h];
+            whole += share * shares.sums[s][h][d];
+        }
+        if (part.count == 1) {
+            out[i] = narrow(whole / total);
+            continue;
+        }
+        float* to = partial + ((i64)h * gridDim.x + blockIdx.x) * (HEAD_DIM + 2);
+        to[d] = whole;
+        if (d == 0) {
+            to[HEAD_DIM] = higher;
+            to[HEAD_DIM + 1] = total;
+        }
+    }
+    if (part.count == 1) return;
+    __threadfence();
+    __syncthreads();
+    u32* arrived = cache.arrived + at * gridDim.y + blockIdx.y;
+    if (threadIdx.x == 0) shares.last = atomicAdd(arrived, 1u) == part.count - 1;
+    __syncthreads();
+    if (!shares.last) return;
+    __threadfence();
+    for (int i = threadIdx.x; i < HEADS * part.count; i += blockDim.x) {
+        int h = i / part.count, s = i % part.count;
+        const float* from = partial + ((i64)h * gridDim.x + s) * (HEAD_DIM + 2);
+        shares.part_peaks[h][s] = seen_by_all(from + HEAD_DIM);
+        shares.part_weights[h][s] = seen_by_all(from + HEAD_DIM + 1);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += blockDim.x) {
+        int h = i / HEAD_DIM, d = i % HEAD_DIM;
+        const float* from = partial + (i64)h * gridDim.x * (HEAD_DIM + 2) + d;
+        float higher = LOWEST, total = 0, whole = 0;
+        for (int s = 0; s < part.count; ++s) higher = fmaxf(higher, shares.part_peaks[h][s]);
+#pragma unroll 8
+        for (int s = 0; s < part.count; ++s) {
+            float share = exp2f(shares.part_peaks[h][s] - higher);
+            total += share * shares.part_weights[h][s];
+            whole += share * seen_by_all(from + s * (HEAD_DIM + 2));
+        }
+        out[i] = narrow(whole / total);
+    }
+    if (threadIdx.x == 0) *arrived = 0;
+}
+
 // One token of a row: grid (splits, kv_heads * SUBGROUPS, rows * tokens). FRESH: its own row is
 // not yet in the cache, and tokens is 1. `scale` includes log2(e). With several splits each takes
 // a part of the sequence, and the one that is done last adds them up.
@@ -203,27 +289,21 @@ __device__ void attend(const T* heads, const float* cosine, const float* sine,
                        const int* past_lens, const int* new_lens, const Cache* table, T* output,
                        int layer, int tokens, float scale) {
     __shared__ float turned_query[HEADS][HEAD_DIM];
-    __shared__ float sums[STREAMS][HEADS][HEAD_DIM];
-    __shared__ float peaks[STREAMS][HEADS], weights[STREAMS][HEADS];
-    __shared__ bool last;
+    __shared__ Shares<STREAMS> shares;
     Cache cache = *table;
     int kv_heads = gridDim.y / SUBGROUPS, kv = blockIdx.y / SUBGROUPS;
     int row = blockIdx.z / tokens, token = blockIdx.z % tokens;
     int first_head = kv * GROUP + blockIdx.y % SUBGROUPS * HEADS;
-    i64 at = blockIdx.z, place_of_output = at * kv_heads * GROUP + first_head;
-    T* out = output + place_of_output * HEAD_DIM;
-    int past = past_lens[row], count = new_lens[row];
-    if (row >= cache.live || token >= count) {
-        if (blockIdx.x == 0)
-            for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS) out[i] = narrow(0);
+    i64 at = blockIdx.z;
+    T* out = output + (at * kv_heads * GROUP + first_head) * HEAD_DIM;
+    if (row >= cache.live || token >= new_lens[row]) {
+        leave(out);
         return;
     }
     int slot = (int)cache.first_slot + row;
-    int place = min(past + token, (int)cache.length - 1), seen = place + 1;
-    int share = (seen + gridDim.x - 1) / gridDim.x;
-    share = (share + STREAMS * AHEAD - 1) / (STREAMS * AHEAD) * (STREAMS * AHEAD);
-    int parts = (seen + share - 1) / share;
-    int begin = blockIdx.x * share, end = min(begin + share, seen);
+    int place = min(past_lens[row] + token, (int)cache.length - 1), seen = place + 1;
+    Part part = part_of(seen, STREAMS * AHEAD);
+    int begin = part.begin, end = part.end;
     if (begin >= seen) return;
 
     const T* keys = rows_of(cache, layer, false, slot, kv, kv_heads);
@@ -323,67 +403,15 @@ __device__ void attend(const T* heads, const float* cosine, const float* sine,
     }
     for (int h = 0; h < HEADS; ++h) {
         if (lane == 0) {
-            peaks[stream][h] = peak[h];
-            weights[stream][h] = weight[h];
+            shares.peaks[stream][h] = peak[h];
+            shares.weights[stream][h] = weight[h];
         }
         for (int i = 0; i < PACKS * PACK; ++i) {
             int d = (i / PACK * LANES + lane) * PACK + i % PACK;
-            if (d < HEAD_DIM) sums[stream][h][d] = sum[h][i];
+            if (d < HEAD_DIM) shares.sums[stream][h][d] = sum[h][i];
         }
     }
-    __syncthreads();
-
-    float* partial = cache.partial + place_of_output * gridDim.x * (HEAD_DIM + 2);
-    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS) {
-        int h = i / HEAD_DIM, d = i % HEAD_DIM;
-        float higher = LOWEST, total = 0, whole = 0;
-        for (int s = 0; s < STREAMS; ++s) higher = fmaxf(higher, peaks[s][h]);
-        for (int s = 0; s < STREAMS; ++s) {
-            float part = exp2f(peaks[s][h] - higher);
-            total += part * weights[s][h];
-            whole += part * sums[s][h][d];
-        }
-        if (parts == 1) {
-            out[i] = narrow(whole / total);
-            continue;
-        }
-        float* to = partial + ((i64)h * gridDim.x + blockIdx.x) * (HEAD_DIM + 2);
-        to[d] = whole;
-        if (d == 0) {
-            to[HEAD_DIM] = higher;
-            to[HEAD_DIM + 1] = total;
-        }
-    }
-    if (parts == 1) return;
-    __threadfence();
-    __syncthreads();
-    u32* arrived = cache.arrived + at * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) last = atomicAdd(arrived, 1u) == parts - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    // In place of what the streams had: the parts' peaks and weights, then their shares.
-    float *part_peaks = &sums[0][0][0], *part_weights = part_peaks + HEADS * MOST_PARTS;
-    for (int i = threadIdx.x; i < HEADS * parts; i += THREADS) {
-        const float* from = partial + ((i64)(i / parts) * gridDim.x + i % parts) * (HEAD_DIM + 2);
-        part_peaks[i / parts * MOST_PARTS + i % parts] = seen_by_all(from + HEAD_DIM);
-        part_weights[i / parts * MOST_PARTS + i % parts] = seen_by_all(from + HEAD_DIM + 1);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS) {
-        int h = i / HEAD_DIM, d = i % HEAD_DIM;
-        const float* from = partial + (i64)h * gridDim.x * (HEAD_DIM + 2) + d;
-        float higher = LOWEST, total = 0, whole = 0;
-        for (int s = 0; s < parts; ++s) higher = fmaxf(higher, part_peaks[h * MOST_PARTS + s]);
-#pragma unroll 8
-        for (int s = 0; s < parts; ++s) {
-            float share = exp2f(part_peaks[h * MOST_PARTS + s] - higher);
-            total += share * part_weights[h * MOST_PARTS + s];
-            whole += share * seen_by_all(from + s * (HEAD_DIM + 2));
-        }
-        out[i] = narrow(whole / total);
-    }
-    if (threadIdx.x == 0) *arrived = 0;
+    settle(shares, cache, out, at, part);
 }
 
 // A decode step: one token a row, whose own row goes into the cache first.
@@ -414,6 +442,163 @@ constexpr int PITCH = HEAD_DIM + 8;
 __device__ u32 pair_of(float low, float high) {
     return (u32)narrow(low) | (u32)narrow(high) << 16;
 }
+
+#if HEAD_DIM == 64 || HEAD_DIM == 128
+// Rows that a warp takes at once.
+constexpr int KEYS = 16;
+
+// What a lane, the `group`-th four's `place`-th, holds of KEYS rows. Both products may take the
+// numbers of a row in any order that is the same on either side, so that every read is of 16 bytes.
+struct Rows {
+    // Of keys `group` and `group + 8`: 8 numbers from `32 c + 8 place` on.
+    Pack keys[2][HEAD_DIM / 32];
+    // Of keys 2 place, 2 place + 1, and those + 8: 8 numbers from `64 w + 8 group` on.
+    Pack values[4][HEAD_DIM / 64];
+};
+
+// Rows from `first` on; of those beyond the last one, `end - 1`, that one.
+__device__ void take(Rows& rows, const T* keys, const T* values, int first, int end, int lane) {
+    int group = lane >> 2, place = lane & 3;
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+        i64 key = min(first + t * 8 + group, end - 1);
+#pragma unroll
+        for (int c = 0; c < HEAD_DIM / 32; ++c)
+            rows.keys[t][c].whole = *(const uint4*)(keys + key * HEAD_DIM + c * 32 + place * 8);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        i64 key = min(first + place * 2 + (i & 1) + (i >> 1) * 8, end - 1);
+#pragma unroll
+        for (int w = 0; w < HEAD_DIM / 64; ++w)
+            rows.values[i][w].whole = *(const uint4*)(values + key * HEAD_DIM + w * 64 + group * 8);
+    }
+}
+
+__device__ u32 word_of(const Pack& pack, int at) {
+    return at == 0 ? pack.whole.x : at == 1 ? pack.whole.y : at == 2 ? pack.whole.z : pack.whole.w;
+}
+
+// Halves of two words, the low ones or the high ones.
+__device__ u32 halves(u32 first, u32 second, bool high) {
+    return high ? first >> 16 | (second & 0xffff0000u) : (first & 0xffffu) | second << 16;
+}
+
+// `attend_one` by the tensor cores, for which the group's heads are the rows of a product.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attend_step(const T* heads, const float* cosine, const float* sine, const int* past_lens,
+                const int* new_lens, const Cache* table, T* output, int layer, int tokens,
+                float scale) {
+    __shared__ __align__(16) T turned_query[HEADS][HEAD_DIM];
+    __shared__ Shares<WARPS> shares;
+    Cache cache = *table;
+    int kv_heads = gridDim.y / SUBGROUPS, kv = blockIdx.y / SUBGROUPS, row = blockIdx.z;
+    int first_head = kv * GROUP + blockIdx.y % SUBGROUPS * HEADS;
+    i64 at = row;
+    T* out = output + (at * kv_heads * GROUP + first_head) * HEAD_DIM;
+    if (row >= cache.live || new_lens[row] < 1) {
+        leave(out);
+        return;
+    }
+    int slot = (int)cache.first_slot + row;
+    int place = min(past_lens[row], (int)cache.length - 1), seen = place + 1;
+    Part part = part_of(seen, KEYS);
+    if (part.begin >= seen) return;
+    T* keys = rows_of(cache, layer, false, slot, kv, kv_heads);
+    T* values = rows_of(cache, layer, true, slot, kv, kv_heads);
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, column = lane & 3;
+    int base = part.begin + warp * KEYS;
+    // Old rows are on their way while the query is turned; the new one has to be there first.
+    bool fresh = part.end == seen;
+    Rows rows, next;
+    if (!fresh && base < part.end) take(rows, keys, values, base, part.end, lane);
+    const float *turn = cosine + at * HALF, *shift = sine + at * HALF;
+    const T* mine = head_of(heads, at, kv_heads, first_head);
+    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS)
+        turned_query[i / HEAD_DIM][i % HEAD_DIM] =
+            narrow(turned(mine + i / HEAD_DIM * HEAD_DIM, i % HEAD_DIM, turn, shift));
+    if (fresh)
+        append(head_of(heads, at, kv_heads, kv_heads * GROUP + kv),
+               head_of(heads, at, kv_heads, kv_heads * (GROUP + 1) + kv), turn, shift,
+               keys + (i64)place * HEAD_DIM, values + (i64)place * HEAD_DIM, cache.spoiled + slot);
+    __syncthreads();
+    if (fresh && base < part.end) take(rows, keys, values, base, part.end, lane);
+
+    Pack query[HEAD_DIM / 32];
+#pragma unroll
+    for (int c = 0; c < HEAD_DIM / 32; ++c)
+        if (group < HEADS)
+            query[c].whole = *(const uint4*)&turned_query[group][c * 32 + column * 8];
+        else
+            query[c].whole = make_uint4(0, 0, 0, 0);
+    float sums[HEAD_DIM / 8][4] = {}, peak = LOWEST, weight = 0;
+    for (; base < part.end; base += WARPS * KEYS) {
+        bool more = base + WARPS * KEYS < part.end;
+        if (more) take(next, keys, values, base + WARPS * KEYS, part.end, lane);
+        float scores[2][4] = {};
+#pragma unroll
+        for (int c = 0; c < HEAD_DIM / 32; ++c)
+#pragma unroll
+            for (int half = 0; half < 4; half += 2) {
+                u32 a[4] = {word_of(query[c], half), 0, word_of(query[c], half + 1), 0};
+#pragma unroll
+                for (int t = 0; t < 2; ++t)
+                    multiply<ELEMENT == 2>(scores[t], a, word_of(rows.keys[t][c], half),
+                                           word_of(rows.keys[t][c], half + 1));
+            }
+        float higher = peak;
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                bool there = base + t * 8 + column * 2 + i < part.end;
+                scores[t][i] = there ? scores[t][i] * scale : 2 * LOWEST;
+                higher = fmaxf(higher, scores[t][i]);
+            }
+        higher = fmaxf(higher, __shfl_xor_sync(~0u, higher, 1));
+        higher = fmaxf(higher, __shfl_xor_sync(~0u, higher, 2));
+        float lower = exp2f(peak - higher);
+        peak = higher;
+        weight *= lower;
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                scores[t][i] = exp2f(scores[t][i] - peak);
+                weight += scores[t][i];
+            }
+        u32 a[4] = {pair_of(scores[0][0], scores[0][1]), 0, pair_of(scores[1][0], scores[1][1]), 0};
+#pragma unroll
+        for (int w = 0; w < HEAD_DIM / 64; ++w)
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                float(&sum)[4] = sums[w * 8 + j];
+                sum[0] *= lower;
+                sum[1] *= lower;
+                u32 b[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) b[i] = word_of(rows.values[i][w], j / 2);
+                multiply<ELEMENT == 2>(sum, a, halves(b[0], b[1], j & 1),
+                                       halves(b[2], b[3], j & 1));
+            }
+        if (more) rows = next;
+    }
+    weight += __shfl_xor_sync(~0u, weight, 1);
+    weight += __shfl_xor_sync(~0u, weight, 2);
+    if (group < HEADS) {
+        if (column == 0) {
+            shares.peaks[warp][group] = peak;
+            shares.weights[warp][group] = weight;
+        }
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                shares.sums[warp][group][n / 8 * 64 + (column * 2 + i) * 8 + n % 8] = sums[n][i];
+    }
+    settle(shares, cache, out, at, part);
+}
+#endif
 
 // Rows of the cache from `first` on are on their way to shared memory; beyond `end` are zeros.
 __device__ void stage(u16 (*to)[PITCH], const T* from, int first, int end) {

@@ -47,7 +47,10 @@ class Engine(Protocol):
 
 
 class TensorRtEngine:
-    """See `Engine`. `plan`: a file that was verified: to load one is to run native code."""
+    """See `Engine`. `plan`: a file that was verified: to load one is to run native code.
+
+    Raises EngineError, and OutOfMemoryError where the device has no memory for the weights.
+    """
 
     def __init__(self, plan: Path) -> None:
         self._trt = load_tensorrt()
@@ -64,7 +67,7 @@ class TensorRtEngine:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:
-            raise EngineError(f"TensorRT makes no execution context: {self._said()}")
+            raise _failure("TensorRT makes no execution context", self._said())
         context.set_device_memory(scratch, size)
         if not context.set_optimization_profile_async(profile, stream):
             raise EngineError(f"the engine has no optimization profile {profile}: {self._said()}")
@@ -83,8 +86,8 @@ class TensorRtEngine:
         except (OSError, ValueError) as error:
             raise EngineError(f"{plan} cannot be read: {error}") from error
         if engine is None:
-            raise EngineError(
-                f"TensorRT {self._trt.__version__} does not load {plan.name}: {self._said()}"
+            raise _failure(
+                f"TensorRT {self._trt.__version__} does not load {plan.name}", self._said()
             )
         return engine
 
@@ -113,7 +116,11 @@ class TensorRtContext:
     def run(self, stream: int) -> None:
         if self._context.execute_async_v3(stream):
             return
-        said = self._said()
-        if "out of memory" in said.lower() or "outofmemory" in said.lower():
-            raise OutOfMemoryError(said)
-        raise EngineError(f"the engine does not run: {said}")
+        raise _failure("the engine does not run", self._said())
+
+
+def _failure(what: str, said: str) -> Exception:
+    """Memory that is used up is no fault of the engine's: others may give it back."""
+    if "out of memory" in said.lower() or "outofmemory" in said.lower():
+        return OutOfMemoryError(f"{what}: {said}")
+    return EngineError(f"{what}: {said}")

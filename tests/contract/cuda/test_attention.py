@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llmengine_server.session.cuda_attention import ELEMENTS, THREADS, cache_table
 from tests.contract.cuda.library import compile_kernels
 
-KERNELS = ("append_rows", "attend_one", "attend_each", "attend_many")
+KERNELS = ("append_rows", "attend_one", "attend_each")
 TILE = 64
 LAYERS, LAYER, SLOTS, LENGTH = 2, 1, 5, 160
 # A few roundings of the dtype, of numbers around 1.
@@ -33,6 +33,12 @@ class Shape:
     @property
     def heads(self) -> int:
         return self.kv_heads * self.group
+
+    @property
+    def tensor_core_kernels(self) -> tuple[str, ...]:
+        if self.element == "float32":
+            return ()
+        return ("attend_many", "attend_step") if self.head_dim in (64, 128) else ("attend_many",)
 
     def store(self, values: Floats) -> NDArray[Any]:
         if self.element == "bfloat16":
@@ -59,7 +65,7 @@ def compiled(
         return libraries[shape]
     libraries[shape] = compile_kernels(
         "cuda_attention.cu",
-        KERNELS if shape.element != "float32" else KERNELS[:3],
+        (*KERNELS, *shape.tensor_core_kernels),
         tmp_path_factory.mktemp("attention"),
         {
             "ELEMENT": ELEMENTS.index(shape.element),
@@ -126,6 +132,7 @@ class Step:
         grids = {
             "append_rows": (self.tokens, s.kv_heads, self.batch),
             "attend_one": (self.splits, s.kv_heads * subgroups, self.batch),
+            "attend_step": (self.splits, s.kv_heads * subgroups, self.batch),
             "attend_each": (1, s.kv_heads * subgroups, self.batch * self.tokens),
             "attend_many": (-(-self.tokens // TILE), s.heads, self.batch),
         }
@@ -194,6 +201,11 @@ ON_TENSOR_CORES = [
     pytest.param(Shape("bfloat16", 128, 2, 1), id="bfloat16"),
     pytest.param(Shape("float16", 80, 1, 2), id="a head that is no power of two"),
 ]
+STEPS_ON_TENSOR_CORES = [
+    *ON_TENSOR_CORES[:2],
+    pytest.param(Shape("bfloat16", 64, 2, 8), id="eight heads a key"),
+    pytest.param(Shape("float16", 128, 1, 12), id="more heads a key than a block takes"),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -203,6 +215,16 @@ def test_a_decode_step_attends_over_each_slots_own_rows(
 ) -> None:
     step = Step(shape, [0, 41, LENGTH - 1], [1, 1, 1], 1, splits=splits)
     step.run(compiled, "attend_one")
+    step.check()
+
+
+@pytest.mark.parametrize("shape", STEPS_ON_TENSOR_CORES)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_decode_step_is_attended_by_the_tensor_cores(
+    compiled: ctypes.CDLL, shape: Shape, splits: int
+) -> None:
+    step = Step(shape, [0, 41, LENGTH - 1, 15, 6], [1, 1, 1, 1, 1], 1, rows=4, splits=splits)
+    step.run(compiled, "attend_step")
     step.check()
 
 
@@ -238,8 +260,13 @@ def test_a_prompt_is_attended_by_the_tensor_cores(
     step.check()
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3])
-@pytest.mark.parametrize("kernel", ["attend_one", "append_rows"])
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        *((shape.values[0], kernel) for shape in SHAPES[:3] for kernel in KERNELS[:2]),
+        *((shape.values[0], "attend_step") for shape in STEPS_ON_TENSOR_CORES[:2]),
+    ],
+)
 def test_rows_that_are_not_finite_are_kept_out_of_the_cache_and_reported(
     compiled: ctypes.CDLL, shape: Shape, kernel: str
 ) -> None:

@@ -186,7 +186,7 @@ def test_heads_that_the_kernels_do_not_take_are_refused(backend: Backend, tmp_pa
 def test_a_plan_that_holds_weights_twice_is_refused(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_TENSORRT", f"pad: {66 << 20}")
+    monkeypatch.setenv("FAKE_TENSORRT", f"pad: {258 << 20}")
     with pytest.raises(UnsupportedError, match="keeps them more than once") as caught:
         compile_tiny(backend, tmp_path)
     assert caught.value.reason == BuildReason.COMPILE_FAILED
