@@ -200,19 +200,20 @@ struct Part {
     int begin, end, count;
 };
 
-// Of `seen` rows, this block's; all but the last block's are a multiple of `step`.
-__device__ Part part_of(int seen, int step) {
-    int share = (seen + gridDim.x - 1) / gridDim.x;
+// Of `seen` rows, this block's, at least `least` if there are as many: more parts would take longer
+// to be added up than they save. All but the last block's are a multiple of `step`.
+__device__ Part part_of(int seen, int step, int least) {
+    int share = max((seen + (int)gridDim.x - 1) / (int)gridDim.x, least);
     share = (share + step - 1) / step * step;
     int begin = blockIdx.x * share;
     return {begin, min(begin + share, seen), (seen + share - 1) / share};
 }
 
-// What `TAKERS` of a block have each added up of its rows.
-template <int TAKERS>
+// What up to `MOST` of a block have each added up of its rows.
+template <int MOST>
 struct Shares {
-    float sums[TAKERS][HEADS][HEAD_DIM];
-    float peaks[TAKERS][HEADS], weights[TAKERS][HEADS];
+    float sums[MOST][HEADS][HEAD_DIM];
+    float peaks[MOST][HEADS], weights[MOST][HEADS];
     float part_peaks[HEADS][MOST_PARTS], part_weights[HEADS][MOST_PARTS];
     bool last;
 };
@@ -223,18 +224,19 @@ __device__ void leave(T* out) {
         for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += blockDim.x) out[i] = narrow(0);
 }
 
-// Adds up a block's shares, then, in the block that is done last, those of all blocks. `at`: the
-// token of all tokens; `out`: its heads of this block.
-template <int TAKERS>
-__device__ void settle(Shares<TAKERS>& shares, const Cache& cache, T* out, i64 at, Part part) {
+// Adds up the shares of a block's takers, then, in the block that is done last, those of all blocks.
+// `at`: the token of all tokens; `out`: its heads of this block.
+template <int MOST>
+__device__ void settle(Shares<MOST>& shares, int takers, const Cache& cache, T* out, i64 at,
+                       Part part) {
     __syncthreads();
     i64 first = (at * gridDim.y + blockIdx.y) * HEADS;
     float* partial = cache.partial + first * gridDim.x * (HEAD_DIM + 2);
     for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += blockDim.x) {
         int h = i / HEAD_DIM, d = i % HEAD_DIM;
         float higher = LOWEST, total = 0, whole = 0;
-        for (int s = 0; s < TAKERS; ++s) higher = fmaxf(higher, shares.peaks[s][h]);
-        for (int s = 0; s < TAKERS; ++s) {
+        for (int s = 0; s < takers; ++s) higher = fmaxf(higher, shares.peaks[s][h]);
+        for (int s = 0; s < takers; ++s) {
             float share = exp2f(shares.peaks[s][h] - higher);
             total += share * shares.weights[s][h];
             whole += share * shares.sums[s][h][d];
@@ -302,7 +304,7 @@ __device__ void attend(const T* heads, const float* cosine, const float* sine,
     }
     int slot = (int)cache.first_slot + row;
     int place = min(past_lens[row] + token, (int)cache.length - 1), seen = place + 1;
-    Part part = part_of(seen, STREAMS * AHEAD);
+    Part part = part_of(seen, STREAMS * AHEAD, 1);
     int begin = part.begin, end = part.end;
     if (begin >= seen) return;
 
@@ -411,7 +413,7 @@ __device__ void attend(const T* heads, const float* cosine, const float* sine,
             if (d < HEAD_DIM) shares.sums[stream][h][d] = sum[h][i];
         }
     }
-    settle(shares, cache, out, at, part);
+    settle(shares, STREAMS, cache, out, at, part);
 }
 
 // A decode step: one token a row, whose own row goes into the cache first.
@@ -444,8 +446,10 @@ __device__ u32 pair_of(float low, float high) {
 }
 
 #if HEAD_DIM == 64 || HEAD_DIM == 128
-// Rows that a warp takes at once.
+// Rows that a warp takes at once, warps of a block at most, and rows that are worth a part.
 constexpr int KEYS = 16;
+constexpr int STEP_WARPS = 8;
+constexpr int LEAST_PART = 128;
 
 // What a lane, the `group`-th four's `place`-th, holds of KEYS rows. Both products may take the
 // numbers of a row in any order that is the same on either side, so that every read is of 16 bytes.
@@ -484,13 +488,14 @@ __device__ u32 halves(u32 first, u32 second, bool high) {
     return high ? first >> 16 | (second & 0xffff0000u) : (first & 0xffffu) | second << 16;
 }
 
-// `attend_one` by the tensor cores, for which the group's heads are the rows of a product.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// `attend_one` by the tensor cores, for which the group's heads are the rows of a product. Blocks of
+// up to STEP_WARPS whole warps.
+extern "C" __global__ void __launch_bounds__(STEP_WARPS * 32)
     attend_step(const T* heads, const float* cosine, const float* sine, const int* past_lens,
                 const int* new_lens, const Cache* table, T* output, int layer, int tokens,
                 float scale) {
     __shared__ __align__(16) T turned_query[HEADS][HEAD_DIM];
-    __shared__ Shares<WARPS> shares;
+    __shared__ Shares<STEP_WARPS> shares;
     Cache cache = *table;
     int kv_heads = gridDim.y / SUBGROUPS, kv = blockIdx.y / SUBGROUPS, row = blockIdx.z;
     int first_head = kv * GROUP + blockIdx.y % SUBGROUPS * HEADS;
@@ -502,7 +507,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     int slot = (int)cache.first_slot + row;
     int place = min(past_lens[row], (int)cache.length - 1), seen = place + 1;
-    Part part = part_of(seen, KEYS);
+    Part part = part_of(seen, KEYS, LEAST_PART);
     if (part.begin >= seen) return;
     T* keys = rows_of(cache, layer, false, slot, kv, kv_heads);
     T* values = rows_of(cache, layer, true, slot, kv, kv_heads);
@@ -510,11 +515,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int base = part.begin + warp * KEYS;
     // Old rows are on their way while the query is turned; the new one has to be there first.
     bool fresh = part.end == seen;
-    Rows rows, next;
+    Rows rows;
     if (!fresh && base < part.end) take(rows, keys, values, base, part.end, lane);
     const float *turn = cosine + at * HALF, *shift = sine + at * HALF;
     const T* mine = head_of(heads, at, kv_heads, first_head);
-    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS)
+    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += blockDim.x)
         turned_query[i / HEAD_DIM][i % HEAD_DIM] =
             narrow(turned(mine + i / HEAD_DIM * HEAD_DIM, i % HEAD_DIM, turn, shift));
     if (fresh)
@@ -532,9 +537,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         else
             query[c].whole = make_uint4(0, 0, 0, 0);
     float sums[HEAD_DIM / 8][4] = {}, peak = LOWEST, weight = 0;
-    for (; base < part.end; base += WARPS * KEYS) {
-        bool more = base + WARPS * KEYS < part.end;
-        if (more) take(next, keys, values, base + WARPS * KEYS, part.end, lane);
+    for (; base < part.end; base += blockDim.x / 32 * KEYS) {
         float scores[2][4] = {};
 #pragma unroll
         for (int c = 0; c < HEAD_DIM / 32; ++c)
@@ -581,7 +584,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 multiply<ELEMENT == 2>(sum, a, halves(b[0], b[1], j & 1),
                                        halves(b[2], b[3], j & 1));
             }
-        if (more) rows = next;
+        // Other warps compute while these rows are on their way.
+        int following = base + blockDim.x / 32 * KEYS;
+        if (following < part.end) take(rows, keys, values, following, part.end, lane);
     }
     weight += __shfl_xor_sync(~0u, weight, 1);
     weight += __shfl_xor_sync(~0u, weight, 2);
@@ -596,7 +601,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             for (int i = 0; i < 2; ++i)
                 shares.sums[warp][group][n / 8 * 64 + (column * 2 + i) * 8 + n % 8] = sums[n][i];
     }
-    settle(shares, cache, out, at, part);
+    settle(shares, blockDim.x / 32, cache, out, at, part);
 }
 #endif
 

@@ -18,6 +18,8 @@ from llmengine_server.session.cuda import Argument
 
 ELEMENTS = ("float32", "float16", "bfloat16")
 THREADS = 128
+# Of `attend_step`: more where few blocks have the whole device.
+STEP_THREADS = (256, 128)
 # Words of 64 bits that a graph's input `cache` has.
 TABLE_WORDS = 9
 # Word that tells how many rows of a batch count.
@@ -28,7 +30,10 @@ _HEADS = 8
 _TILE = 64
 # Blocks that keep the multiprocessors busy; parts of a sequence, at most, the same in the kernels.
 _BLOCKS = 256
+_STEP_BLOCKS = 128
 _MOST_SPLITS = 32
+# Heads, in numbers, of which the tensor cores take a decode step.
+_STEP_HEADS = (64, 128)
 _LOG2_E = math.log2(math.e)
 
 
@@ -51,9 +56,14 @@ class Heads:
         each = next(count for count in range(_HEADS, 0, -1) if self.group % count == 0)
         return self.heads // each
 
-    def splits(self, rows: int) -> int:
-        """Parts that each of `rows` sequences is attended in, at once."""
-        return max(1, min(_MOST_SPLITS, _BLOCKS // (rows * self.blocks)))
+    @property
+    def steps_by_tensor_cores(self) -> bool:
+        """Whether they can take a decode step, where there are any."""
+        return self.dtype != "float32" and self.head_dim in _STEP_HEADS
+
+    def splits(self, rows: int, blocks: int = _BLOCKS) -> int:
+        """Parts that each of `rows` sequences is attended in, at once, to make so many blocks."""
+        return max(1, min(_MOST_SPLITS, blocks // (rows * self.blocks)))
 
     def partial_bytes(self, rows: int) -> int:
         """What the parts of steps of up to `rows` rows take until they are added up."""
@@ -93,11 +103,16 @@ class Launcher(Protocol):
 
     @property
     def tensor_cores(self) -> bool:
-        """Whether there is `attend_many`."""
+        """Whether there is `attend_many`, and `attend_step` for heads that it takes."""
         ...
 
     def __call__(
-        self, kernel: str, grid: tuple[int, int, int], stream: int, *arguments: Argument
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        threads: int,
+        stream: int,
+        *arguments: Argument,
     ) -> None: ...
 
 
@@ -119,22 +134,33 @@ class Attention:
             c_float(heads.head_dim**-0.5 * _LOG2_E),
         )
         if tokens == 1:
-            grid = (heads.splits(rows), heads.blocks, rows)
-            self.launch("attend_one", grid, stream, *arguments)
+            self._step(rows, stream, arguments)
             return
         self.launch(
             "append_rows",
             (tokens, heads.kv_heads, rows),
+            THREADS,
             stream,
             *(c_void_p(address) for address in inputs),
             c_int32(layer),
         )
         if self.launch.tensor_cores:
             grid = (-(-tokens // _TILE), heads.heads, rows)
-            self.launch("attend_many", grid, stream, *arguments)
+            self.launch("attend_many", grid, THREADS, stream, *arguments)
         else:
             grid = (1, heads.blocks, rows * tokens)
-            self.launch("attend_each", grid, stream, *arguments)
+            self.launch("attend_each", grid, THREADS, stream, *arguments)
+
+    def _step(self, rows: int, stream: int, arguments: Sequence[Argument]) -> None:
+        heads = self.heads
+        if self.launch.tensor_cores and heads.steps_by_tensor_cores:
+            few = rows * heads.blocks < _BLOCKS
+            kernel, threads = "attend_step", STEP_THREADS[0 if few else 1]
+            grid = (heads.splits(rows, _STEP_BLOCKS), heads.blocks, rows)
+        else:
+            kernel, threads = "attend_one", THREADS
+            grid = (heads.splits(rows), heads.blocks, rows)
+        self.launch(kernel, grid, threads, stream, *arguments)
 
 
 def cache_table(

@@ -143,6 +143,8 @@ class AttentionModule:
         names = ["append_rows", "attend_one", "attend_each"]
         if self._tensor_cores:
             names.append("attend_many")
+            if heads.steps_by_tensor_cores:
+                names.append("attend_step")
         module = _call(cuda.cuModuleLoadData(_compile(_ATTENTION, capability, defines)))
         self._functions = _functions(module, names)
 
@@ -154,11 +156,11 @@ class AttentionModule:
         self,
         kernel: str,
         grid: tuple[int, int, int],
+        threads: int,
         stream: int,
         *arguments: Argument,
     ) -> None:
-        function = self._functions[kernel]
-        _launch(function, grid, cuda_attention.THREADS, cuda.CUstream(stream), arguments)
+        _launch(self._functions[kernel], grid, threads, cuda.CUstream(stream), arguments)
 
 
 class CudaGraph:

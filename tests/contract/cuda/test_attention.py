@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llmengine_server.session.cuda_attention import ELEMENTS, THREADS, cache_table
+from llmengine_server.session.cuda_attention import ELEMENTS, STEP_THREADS, THREADS, cache_table
 from tests.contract.cuda.library import compile_kernels
 
 KERNELS = ("append_rows", "attend_one", "attend_each")
 TILE = 64
+# So long that the longest sequence is worth several parts.
 LAYERS, LAYER, SLOTS, LENGTH = 2, 1, 5, 160
 # A few roundings of the dtype, of numbers around 1.
 CLOSE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
@@ -125,7 +126,7 @@ class Step:
             arrived=self.arrived.ctypes.data,
         )
 
-    def run(self, library: ctypes.CDLL, *kernels: str) -> None:
+    def run(self, library: ctypes.CDLL, *kernels: str, threads: int = THREADS) -> None:
         s = self.shape
         scale = c_float(s.head_dim**-0.5 * np.log2(np.e))
         subgroups = s.group // next(n for n in range(8, 0, -1) if s.group % n == 0)
@@ -146,7 +147,7 @@ class Step:
                 arguments += [c_void_p(self.output.ctypes.data), c_int32(LAYER)]
                 arguments += [c_int32(self.tokens), scale]
             pointers = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-            getattr(library, f"run_{kernel}")(*grids[kernel], THREADS, pointers)
+            getattr(library, f"run_{kernel}")(*grids[kernel], threads, pointers)
 
     def expected(self) -> tuple[Floats, NDArray[Any]]:
         """The output, and the cache afterwards."""
@@ -220,11 +221,13 @@ def test_a_decode_step_attends_over_each_slots_own_rows(
 
 @pytest.mark.parametrize("shape", STEPS_ON_TENSOR_CORES)
 @pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("threads", STEP_THREADS)
 def test_a_decode_step_is_attended_by_the_tensor_cores(
-    compiled: ctypes.CDLL, shape: Shape, splits: int
+    compiled: ctypes.CDLL, shape: Shape, splits: int, threads: int
 ) -> None:
-    step = Step(shape, [0, 41, LENGTH - 1, 15, 6], [1, 1, 1, 1, 1], 1, rows=4, splits=splits)
-    step.run(compiled, "attend_step")
+    pasts = [0, 41, LENGTH - 1, 15, 6]
+    step = Step(shape, pasts, [1, 1, 1, 1, 1], 1, rows=4, splits=splits)
+    step.run(compiled, "attend_step", threads=threads)
     step.check()
 
 

@@ -26,7 +26,8 @@ from llmengine_server.session.cuda_attention import (
 )
 
 LLAMA = Heads(heads=32, kv_heads=8, head_dim=64, dtype="bfloat16")
-WIDE = Heads(heads=12, kv_heads=1, head_dim=64, dtype="float16")
+PLAIN = Heads(heads=32, kv_heads=8, head_dim=64, dtype="float32")
+WIDE = Heads(heads=12, kv_heads=1, head_dim=80, dtype="float16")
 TENSORS = Tensors(*range(1, 8))
 Launch = tuple[str, tuple[int, int, int]]
 
@@ -40,9 +41,15 @@ class Launches:
     arguments: list[list[Any]] = field(default_factory=list)
 
     def __call__(
-        self, kernel: str, grid: tuple[int, int, int], stream: int, *arguments: Argument
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        threads: int,
+        stream: int,
+        *arguments: Argument,
     ) -> None:
         assert stream == 7
+        assert threads in (128, 256)
         self.kernels.append((kernel, grid))
         self.arguments.append([argument.value for argument in arguments])
 
@@ -50,10 +57,14 @@ class Launches:
 @pytest.mark.parametrize(
     ("heads", "rows", "tokens", "tensor_cores", "expected"),
     [
-        pytest.param(LLAMA, 1, 1, True, [("attend_one", (32, 8, 1))], id="one slot, in parts"),
-        pytest.param(LLAMA, 8, 1, True, [("attend_one", (4, 8, 8))], id="some slots"),
-        pytest.param(LLAMA, 64, 1, True, [("attend_one", (1, 8, 64))], id="enough slots"),
-        pytest.param(WIDE, 4, 1, True, [("attend_one", (32, 2, 4))], id="a group in two blocks"),
+        pytest.param(LLAMA, 1, 1, True, [("attend_step", (16, 8, 1))], id="one slot, in parts"),
+        pytest.param(LLAMA, 8, 1, True, [("attend_step", (2, 8, 8))], id="some slots"),
+        pytest.param(LLAMA, 64, 1, True, [("attend_step", (1, 8, 64))], id="enough slots"),
+        pytest.param(LLAMA, 8, 1, False, [("attend_one", (4, 8, 8))], id="no tensor cores"),
+        pytest.param(PLAIN, 8, 1, True, [("attend_one", (4, 8, 8))], id="float32"),
+        pytest.param(
+            WIDE, 4, 1, True, [("attend_one", (32, 2, 4))], id="other heads, in two blocks"
+        ),
         pytest.param(
             LLAMA,
             1,
