@@ -177,13 +177,26 @@ class Cluster:
         """Moves the pods of a node that has joined elsewhere, and ends it; it may be dead."""
         node = self._joined(name)
         if processes.find(node.folder):
-            options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force")
-            self.kubectl("drain", name, *options, "--disable-eviction")
+            self.drain(name, "--force", "--disable-eviction")
         with self._locked():
             self._clear_node(node)
         self.kubectl("delete", "node", name)
         of_node = f"--field-selector=spec.nodeName={name}"
         self.kubectl("delete", "pods", "-A", of_node, "--grace-period=0", "--force")
+
+    def drain(self, name: str, *options: str) -> None:
+        """`kubectl drain` of any node, within two minutes; `uncordon` is what undoes it."""
+        usual = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
+        self.kubectl("drain", name, *usual, *options, timeout=130)
+
+    @contextmanager
+    def drained(self, name: str) -> Iterator[None]:
+        """A node without pods, which takes some again at the end."""
+        try:
+            self.drain(name)
+            yield
+        finally:
+            self.kubectl("uncordon", name)
 
     def kill_node(self, name: str) -> None:
         """Ends everything on a node that has joined, at once, as if it lost its power.

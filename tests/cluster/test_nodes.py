@@ -72,12 +72,8 @@ def test_pods_reach_pods_of_the_other_node_by_address_service_and_name(cluster: 
 def test_a_drained_node_gives_its_pods_to_the_other(cluster: Cluster) -> None:
     before = _ready_pod(cluster, "free")["spec"]["nodeName"]
     (other,) = set(NODES) - {before}
-    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
-    cluster.kubectl("drain", before, *options)
-    try:
+    with cluster.drained(before):
         assert _ready_pod(cluster, "free")["spec"]["nodeName"] == other
-    finally:
-        cluster.kubectl("uncordon", before)
 
 
 def test_a_node_that_died_is_removed_and_another_takes_its_place(cluster: Cluster) -> None:
