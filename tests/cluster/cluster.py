@@ -30,10 +30,6 @@ from tests.cluster.startup import Description, Mode, Report, Running
 from tests.cluster.waiting import wait_for
 from tests.tools import build as tools
 
-_PROGRAMS = ("setpriv", "openssl")
-_NODE_PROGRAMS = ("containerd", "ctr", "runc", "nft", "ip", "unshare", "nsenter")
-_CNI = Path("/usr/lib/cni/bridge")
-
 
 class Cluster:
     """One local cluster.
@@ -112,7 +108,9 @@ class Cluster:
         Raises ClusterError when it is up already, or with the log of what did not come up; then
         nothing is left running.
         """
-        self._check_machine()
+        if self.mode == "control-plane" and self.nodes != 1:
+            raise ClusterError("a control plane has no node of its own: see fake_nodes()")
+        startup.check_machine(self.mode)
         with self._locked():
             if self.is_up():
                 raise ClusterError(f"cluster {self.name} is up already: end it with 'down' first")
@@ -158,9 +156,7 @@ class Cluster:
         did not come up; then nothing of it is left.
         """
         if self.mode != "node":
-            raise ClusterError(
-                "a control plane has no network that a node could join: fake_nodes()"
-            )
+            raise ClusterError("a control plane has no network to join: see fake_nodes()")
         with self._locked():
             running = self._running
             taken = {node.number for node in running.supervisors()}
@@ -185,15 +181,18 @@ class Cluster:
         self.kubectl("delete", "pods", "-A", of_node, "--grace-period=0", "--force")
 
     def drain(self, name: str, *options: str) -> None:
-        """`kubectl drain` of any node, within two minutes; `uncordon` is what undoes it."""
+        """`kubectl drain` of any node, within two minutes unless options say otherwise.
+
+        Raises ClusterError when it was not allowed to take every pod; `uncordon` undoes it.
+        """
         usual = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
         self.kubectl("drain", name, *usual, *options, timeout=130)
 
     @contextmanager
-    def drained(self, name: str) -> Iterator[None]:
-        """A node without pods, which takes some again at the end."""
+    def drained(self, name: str, *options: str) -> Iterator[None]:
+        """A node without pods, which takes some again at the end; options are those of drain()."""
         try:
-            self.drain(name)
+            self.drain(name, *options)
             yield
         finally:
             self.kubectl("uncordon", name)
@@ -201,9 +200,12 @@ class Cluster:
     def kill_node(self, name: str) -> None:
         """Ends everything on a node that has joined, at once, as if it lost its power.
 
-        The API server is told nothing. remove_node() takes the rest away.
+        Nobody hears a word of it, neither the API server nor who is connected to its pods.
+        remove_node() takes the rest away.
         """
         node = self._joined(name)
+        # A process that is killed closes its connections, which a machine without power does not.
+        self._running.supervisor.on_node("ip", "link", "set", name, "down")
         processes.end(node.folder, node.cgroup)
 
     def _joined(self, name: str) -> Node:
@@ -381,22 +383,6 @@ class Cluster:
                 if image.reference not in present:
                     self._report(f"importing {image.reference}")
                     containerd.load(image.reference, image.archive, image.overlay)
-
-    def _check_machine(self) -> None:
-        node = self.mode == "node"
-        if not node and self.nodes != 1:
-            raise ClusterError("only a cluster in the mode `node` has nodes: fake_nodes()")
-        if node and os.geteuid() != 0:
-            raise ClusterError("a cluster with a node needs root; --mode control-plane does not")
-        search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-        needed = _PROGRAMS + (_NODE_PROGRAMS if node else ())
-        missing = [program for program in needed if shutil.which(program, path=search) is None]
-        if node and not _CNI.exists():
-            missing.append(str(_CNI))
-        if missing:
-            raise ClusterError(
-                f"missing: {', '.join(missing)}: run 'tests/cluster/cluster install'"
-            )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ become_node() {
   mount -t proc proc /proc
   mount --make-rshared /             # kubelet and CNI want mounts to propagate
   mount -t tmpfs tmpfs /run          # sockets, network namespaces, containerd's state
-  mkdir -p "$run"/{kubelet,etcd} "$state/log/pods" /var/lib/kubelet
+  mkdir -p "$run/kubelet" "$state/log/pods" /var/lib/kubelet
   mount --bind "$run/kubelet" /var/lib/kubelet
   mount --bind "$state/log" /var/log
   [ -n "$hub" ] || mount -t tmpfs -o size=2g,mode=700 tmpfs "$run/etcd"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from tests.cluster import components, pki, processes
@@ -22,6 +24,10 @@ from tests.tools import build as tools
 
 Mode = Literal["node", "control-plane"]
 Report = Callable[[str], None]
+
+_PROGRAMS = ("setpriv", "openssl")
+_NODE_PROGRAMS = ("containerd", "ctr", "runc", "nft", "ip", "unshare", "nsenter")
+_CNI = Path("/usr/lib/cni/bridge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,20 @@ class Running:
 
 def _namespace(supervisor: processes.Supervisor) -> Namespace:
     return Namespace(supervisor.init.pid, supervisor.folder.run / "etc")
+
+
+def check_machine(mode: Mode) -> None:
+    """Raises ClusterError with what is missing on this machine."""
+    node = mode == "node"
+    if node and os.geteuid() != 0:
+        raise ClusterError("a cluster with a node needs root; --mode control-plane does not")
+    search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    needed = _PROGRAMS + (_NODE_PROGRAMS if node else ())
+    missing = [program for program in needed if shutil.which(program, path=search) is None]
+    if node and not _CNI.exists():
+        missing.append(str(_CNI))
+    if missing:
+        raise ClusterError(f"missing: {', '.join(missing)}: run 'tests/cluster/cluster install'")
 
 
 def start(

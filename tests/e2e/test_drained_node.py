@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 
 from llmengine_operator.pods import is_ready
 from tests.cluster.cluster import Cluster
+from tests.cluster.paths import ClusterError
 from tests.demo.platform import Platform
 from tests.e2e.engines import Engine, Engines, until
 from tests.e2e.load import Fate, Tally, loaded
@@ -22,6 +23,7 @@ LOAD = ("--clients", "8", "--tokens", "32")
 SERVES = ("True", "Serving", "True")
 FEWER_PODS = ("Unknown", "RollingOut", "True")
 NO_POD = ("Unknown", "RollingOut", "False")
+NO_ROOM = ("Unknown", "Unschedulable", "True")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,8 +53,13 @@ class Seen:
 def test_a_drain_takes_the_only_pod_and_clients_are_turned_away_until_the_next_is_ready(
     engine: Engine,
 ) -> None:
-    engine.edit({"serving": {"replicas": 1}})
-    seen, tally = drained(engine)
+    jobs = job_names(engine)
+    (node,) = nodes(engine)
+    with under_load(engine) as (seen, end):
+        with engine.platform.cluster.drained(node):
+            assert node not in nodes(engine)
+        tally = end()
+    assert job_names(engine) == jobs
     assert {SERVES, NO_POD} <= seen.conditions <= {SERVES, FEWER_PODS, NO_POD}
     assert seen.wanted == {0}  # or the node could never be drained
     # What ran was finished, and what came later was told so, or found nobody.
@@ -60,28 +67,35 @@ def test_a_drain_takes_the_only_pod_and_clients_are_turned_away_until_the_next_i
     assert all("shutting down" in loss.text for loss in tally.of(Fate.SAID))
 
 
-def test_a_drain_takes_one_of_two_pods_and_no_answer_is_lost(engine: Engine) -> None:
+def test_drains_leave_one_of_two_pods_and_no_answer_is_lost(engine: Engine) -> None:
     engine.edit({"serving": {"replicas": 2}})
-    assert len(set(nodes(engine))) == 2
-    seen, tally = drained(engine)
-    assert seen.conditions == {SERVES, FEWER_PODS}
+    cluster = engine.platform.cluster
+    jobs = job_names(engine)
+    stays, goes = nodes(engine)
+    assert stays != goes
+    with under_load(engine) as (seen, end):
+        with cluster.drained(goes):
+            assert nodes(engine) == [stays, stays]
+            # Now there is no other node: a second drain gets one pod, and may not take the last.
+            only = f"--pod-selector=llmengine.io/engine={engine.name}"
+            late = "--timeout=8s"
+            with pytest.raises(ClusterError, match="timeout"), cluster.drained(stays, only, late):
+                pass
+        nodes(engine)
+        tally = end()
+    assert job_names(engine) == jobs
+    assert seen.conditions == {SERVES, FEWER_PODS, NO_ROOM}
     assert seen.wanted == {1}
     assert seen.missing <= 0
     assert not tally.losses
     assert tally.whole > 0
 
 
-def drained(engine: Engine) -> tuple[Seen, Tally]:
-    """Drains the last of the engine's nodes, until the engine is whole again without it."""
+@contextmanager
+def under_load(engine: Engine) -> Iterator[tuple[Seen, Callable[[], Tally]]]:
     cluster = engine.platform.cluster
-    node = nodes(engine)[-1]
-    jobs = job_names(engine)
     with watched(engine) as seen, loaded(cluster, engine.host, engine.name, *LOAD) as end:
-        with cluster.drained(node):
-            assert node not in nodes(engine)
-        tally = end()
-    assert job_names(engine) == jobs
-    return seen, tally
+        yield seen, end
 
 
 def nodes(engine: Engine) -> list[str]:
