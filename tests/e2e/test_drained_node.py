@@ -12,6 +12,7 @@ import pytest
 
 from llmengine_operator.pods import is_ready
 from tests.cluster.cluster import Cluster
+from tests.cluster.node import NODE
 from tests.cluster.paths import ClusterError
 from tests.demo.platform import Platform
 from tests.e2e.engines import Engine, Engines, until
@@ -35,7 +36,14 @@ def _inside(second_node: str, in_node_network: Cluster) -> None:
 def engine(platform: Platform, tiny: str) -> Iterator[Engine]:
     engines = Engines(platform, "drained-node")
     serving = {"replicas": 1, "terminationGracePeriodSeconds": 20}
-    yield engines.apply("drained-node", tiny, serving=serving)
+    # Its pod is not to start beside the operator, who has to be there to see it go.
+    platform.cluster.kubectl("cordon", NODE)
+    try:
+        engine = engines.apply("drained-node", tiny, serving=serving)
+        engine.wait_ready()
+    finally:
+        platform.cluster.kubectl("uncordon", NODE)
+    yield engine
     engines.delete_all()
 
 
