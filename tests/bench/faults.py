@@ -1,9 +1,9 @@
 """What clients lose when something breaks under load: a bad engine, a full cluster, evicted pods, a
-killed server, a killed operator.
+drained node, a killed server, a killed operator, a dead node.
 
-Run `python -m tests.bench.faults`, as root. A tiny model on a real node, two pods; many clients
-stream from its Service all the while, each request on a connection of its own and none sent twice.
-Only requests that a killed pod had may be lost, and their clients have to know.
+Run `python -m tests.bench.faults`, as root. A tiny model on a real node, or two, and two pods; many
+clients stream from its Service all the while, each request on a connection of its own and none sent
+twice. Only requests that a killed pod had may be lost, and their clients have to know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llmengine_operator.pods import is_ready
 from tests.bench.rollouts import deployment
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import Cluster
+from tests.cluster.node import NODE
 from tests.cluster.waiting import wait_for
 from tests.demo.platform import RUNTIME, Images, Platform
 from tests.e2e.engines import TEAMS, Engine, Engines
@@ -41,12 +43,26 @@ PATIENCE = 300.0
 SEED = 20261124
 
 
+@dataclass(frozen=True)
+class Unplugged:
+    """The end of a node without a word to anybody, and between which moments it went on."""
+
+    began: float
+    ended: float
+
+    def took(self, loss: Loss) -> bool:
+        """Whether the lost answer's request was with the node: nothing is ever heard of it."""
+        return loss.fate is Fate.HANGS and loss.connected <= self.ended
+
+
 @dataclass
 class Episode:
-    """One fault under load: what it did, and which servers it killed."""
+    """One fault under load: what it did, and which servers or nodes it killed."""
 
     says: str = ""
-    killed: list[Killed] = field(default_factory=list)
+    killed: list[Killed | Unplugged] = field(default_factory=list)
+    alone: bool = False
+    """There was one pod, and nobody to ask between its end and the next one's start."""
 
 
 class Stand:
@@ -57,6 +73,12 @@ class Stand:
         self.engine = engine
         self.random = random.Random(seed)
         self._length = 128
+        self._replicas = REPLICAS
+
+    def scale(self, replicas: int) -> None:
+        self._replicas = replicas
+        self.engine.edit({"serving": {"replicas": replicas}})
+        self.settle()
 
     def change(self) -> None:
         """To another engine, which has to be built."""
@@ -71,7 +93,7 @@ class Stand:
 
         def settled() -> bool:
             pods = self.engine.pods()
-            return len(pods) == REPLICAS and all(map(is_ready, pods))
+            return len(pods) == self._replicas and all(map(is_ready, pods))
 
         wait_for(settled, PATIENCE, "every pod to be ready")
         self.engine.wait_ready(PATIENCE)
@@ -122,6 +144,48 @@ class Stand:
         )
         self.settle()
         return Episode(f"{len(before)} evicted; the budget said no {refused} times")
+
+    def spread(self) -> None:
+        """A rollout, which puts one pod on each of two nodes."""
+        self.change()
+        self.settle()
+        if len({pod["spec"]["nodeName"] for pod in self.engine.pods()}) != REPLICAS:
+            raise RuntimeError("the pods do not lie on different nodes")
+
+    def drained_node(self, name: str) -> Episode:
+        """`kubectl drain`, and back when all pods serve elsewhere."""
+        began = time.monotonic()
+        with self.platform.cluster.drained(name):
+            drained = time.monotonic() - began
+            self.settle()
+            whole = time.monotonic() - began
+        says = f"drained after {drained:.1f} s, served in full after {whole:.1f} s"
+        return Episode(says, alone=self._replicas == 1)
+
+    def drained_only_pod(self) -> Episode:
+        (pod,) = self.engine.pods()
+        return self.drained_node(pod["spec"]["nodeName"])
+
+    def dead_node(self, name: str) -> Episode:
+        """A power cut, of which the cluster learns by itself; then an admin removes the node."""
+        cluster = self.platform.cluster
+        began = time.monotonic()
+        cluster.kill_node(name)
+        killed = Unplugged(began, time.monotonic())
+        wait_for(lambda: self._pods_in_service() == 1, PATIENCE, "the Service to forget the pod")
+        cluster.remove_node(name)
+        removed = time.monotonic()
+        self.settle()
+        back = time.monotonic() - removed
+        return Episode(f"removed from the cluster; in full {back:.1f} s later", [killed])
+
+    def _pods_in_service(self) -> int:
+        """To how many pods the Service leads."""
+        selector = f"labelSelector=kubernetes.io%2Fservice-name%3D{self.engine.name}"
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{self.engine.namespace}/endpointslices"
+        slices = self.platform.cluster.api.items(f"{path}?{selector}")
+        endpoints = [endpoint for it in slices for endpoint in it["endpoints"] or ()]
+        return sum(endpoint["conditions"]["ready"] for endpoint in endpoints)
 
     def _evict(self, meta: dict[str, str]) -> int:
         """How often the budget forbade it."""
@@ -178,7 +242,8 @@ class Row:
     """What became of the answers of one episode.
 
     `taken`: with a killed server. `refused`: connections that found none, for the Service had not
-    forgotten it yet, until `seconds` after its end. `others`: what must not be.
+    forgotten it yet, until `seconds` after its end; or, for as many seconds, requests that the only
+    pod no longer took. `others`: what must not be.
     """
 
     whole: int
@@ -189,14 +254,19 @@ class Row:
 
     @classmethod
     def of(cls, tally: Tally, episode: Episode, *, may_die: bool) -> Row:
-        refused = tally.of(Fate.REFUSED) if episode.killed or may_die else []
+        refused = tally.of(Fate.REFUSED) if episode.killed or episode.alone or may_die else []
+        if episode.alone:
+            refused += [it for it in tally.of(Fate.SAID) if "shutting down" in it.text]
         taken = [loss for loss in tally.losses if any(k.took(loss) for k in episode.killed)]
         if may_die:  # when the bad engine dies only its container knows
             taken = tally.of(Fate.BROKEN)
         blamed = {id(loss) for loss in (*refused, *taken)}
         others = [loss for loss in tally.losses if id(loss) not in blamed]
         last = max((loss.ended for loss in refused), default=0.0)
-        seconds = max((last - killed.began for killed in episode.killed), default=0.0)
+        began = [it.began for it in episode.killed]
+        if episode.alone:
+            began = [min((loss.connected for loss in refused), default=last)]
+        seconds = max((last - it for it in began), default=0.0)
         return cls(tally.whole, len(taken), len(refused), seconds, others)
 
 
@@ -209,7 +279,8 @@ def measure(what: str, stand: Stand, act: Callable[[], Episode], *, may_die: boo
         tally = end()
     row = Row.of(tally, episode, may_die=may_die)
     counts = f"{row.whole:7} {row.taken:6} {row.refused:8} {len(row.others):7}"
-    forgotten = f"; the Service forgot it after {row.seconds:.1f} s" if row.seconds else ""
+    away = "turned away for" if episode.alone else "the Service forgot it after"
+    forgotten = f"; {away} {row.seconds:.1f} s" if row.seconds else ""
     print(f"{what:34} {counts} {tally.slowest:6.1f} s  {episode.says}{forgotten}", flush=True)
     for text, count in Counter(f"{loss.fate}: {loss.text}" for loss in row.others).items():
         print(f"    {count} x {text}")
@@ -226,10 +297,31 @@ def run(stand: Stand, rollouts: int, kills: int) -> int:
         lost += measure(what, stand, lambda f=fault: stand.bad_engine(f), may_die=dies)  # type: ignore[misc]
     lost += measure("a full cluster", stand, stand.full_cluster)
     lost += measure("all pods evicted", stand, stand.evictions)
+    with joined(stand) as node:
+        lost += measure("a node drained", stand, lambda: stand.drained_node(node))
+        stand.spread()
+        lost += measure("the operator's node drained", stand, lambda: stand.drained_node(NODE))
+        stand.scale(1)
+        lost += measure("the only pod's node drained", stand, stand.drained_only_pod)
+        stand.scale(REPLICAS)
     for number in range(3):
         lost += measure(f"a server killed, {number + 1}", stand, stand.killed_server)
     lost += measure("the operator killed", stand, lambda: stand.killed_operator(rollouts, kills))
+    with joined(stand) as node:
+        lost += measure("a node dead", stand, lambda: stand.dead_node(node))
     return lost
+
+
+@contextmanager
+def joined(stand: Stand) -> Iterator[str]:
+    """A second node with one of the two pods; it may be gone at the end."""
+    cluster = stand.platform.cluster
+    node = cluster.add_node()
+    stand.spread()
+    yield node
+    if node in cluster.kubectl("get", "nodes"):
+        cluster.remove_node(node)
+        stand.settle()
 
 
 def main() -> int:

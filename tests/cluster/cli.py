@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import Image
-from tests.cluster.paths import ClusterError, State, cache
+from tests.cluster.paths import ClusterError, cache
 from tests.tools import build as tools
 from tests.tools import crds
 
@@ -46,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="start it, and wait until it can be used")
     up.add_argument("--mode", choices=("node", "control-plane"), default="node")
+    up.add_argument("--nodes", type=int, default=1, metavar="COUNT")
     up.add_argument("--fake-gpus", type=int, default=0, metavar="COUNT")
-    up.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="of the node")
+    up.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="of nodes")
     up.add_argument(
         *("--image", "-i"),
         nargs=2,
@@ -101,6 +102,7 @@ def _up(options: argparse.Namespace) -> int:
     cluster = Cluster(
         options.name,
         mode=options.mode,
+        nodes=options.nodes,
         fake_gpus=options.fake_gpus,
         node_labels=_pairs(options.label),
         images=[Image(reference, Path(archive)) for reference, archive in options.image],
@@ -152,12 +154,11 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    logs = State(options.name).logs
+    cluster = Cluster(options.name)
     if options.component is None:
-        for log in sorted(logs.glob("*.log")):
-            print(log.stem)
+        print("\n".join(cluster.logs()))
         return 0
-    log = logs / f"{options.component}.log"
+    log = cluster.log(options.component)
     if not log.exists():
         raise ClusterError(f"no log {log}")
     command = ["tail", "-n", "+1", *(["-f"] if options.follow else []), str(log)]

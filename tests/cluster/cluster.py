@@ -24,22 +24,22 @@ from tests.cluster.containerd import Containerd
 from tests.cluster.image_store import ImageStore
 from tests.cluster.images import Image
 from tests.cluster.namespace import Namespace
-from tests.cluster.paths import ClusterError, State
+from tests.cluster.node import NODE_IP, Node
+from tests.cluster.paths import ClusterError, JoinedFolder, State
 from tests.cluster.startup import Description, Mode, Report, Running
 from tests.cluster.waiting import wait_for
 from tests.tools import build as tools
-
-_PROGRAMS = ("setpriv", "openssl")
-_NODE_PROGRAMS = ("containerd", "ctr", "runc", "nft", "ip", "unshare", "nsenter")
-_CNI = Path("/usr/lib/cni/bridge")
 
 
 class Cluster:
     """One local cluster.
 
-    `node` mode has one real node, with real pods, and needs root. `control-plane` mode has none
-    (see fake_nodes()), needs no root, and listens on free ports of loopback. A cluster that is
-    `tied` ends with the thread that calls up(), even if that is killed; others live until down().
+    `node` mode has real nodes, with real pods, and needs root. `control-plane` mode has none (see
+    fake_nodes()), needs no root, and listens on free ports of loopback. A cluster that is `tied`
+    ends with the thread that calls up(), even if that is killed; others live until down().
+
+    Components of the first node and of the control plane go by their names, those of any other
+    node by names like node-2/kubelet.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Cluster:
         name: str,
         *,
         mode: Mode = "node",
+        nodes: int = 1,
         fake_gpus: int = 0,
         node_labels: Mapping[str, str] | None = None,
         images: Sequence[Image] = (),
@@ -55,6 +56,7 @@ class Cluster:
     ) -> None:
         self.state = State(name)
         self.description = Description(mode, fake_gpus, dict(node_labels or {}))
+        self.nodes = nodes
         self.images = list(images)
         self.tied = tied
         self._report = report
@@ -106,15 +108,19 @@ class Cluster:
         Raises ClusterError when it is up already, or with the log of what did not come up; then
         nothing is left running.
         """
-        self._check_machine()
+        if self.mode == "control-plane" and self.nodes != 1:
+            raise ClusterError("a control plane has no node of its own: see fake_nodes()")
+        startup.check_machine(self.mode)
         with self._locked():
             if self.is_up():
                 raise ClusterError(f"cluster {self.name} is up already: end it with 'down' first")
             self._clear()
             try:
-                startup.start(
+                running = startup.start(
                     self.state, self.description, self.images, tied=self.tied, report=self._report
                 )
+                for number in range(2, self.nodes + 1):
+                    self._join(running, Node(self.state, number))
             except BaseException:
                 self._clear()
                 raise
@@ -139,6 +145,76 @@ class Cluster:
 
     def is_up(self) -> bool:
         return self.state.complete.exists() and processes.find(self.state) is not None
+
+    # Its nodes.
+
+    def add_node(self) -> str:
+        """Has one more node join the running cluster; its name, once pods may run on it.
+
+        It is like the first one, images included, but for those that were loaded later. If the
+        cluster is tied it ends with the calling thread. Raises ClusterError with the log of what
+        did not come up; then nothing of it is left.
+        """
+        if self.mode != "node":
+            raise ClusterError("a control plane has no network to join: see fake_nodes()")
+        with self._locked():
+            running = self._running
+            taken = {node.number for node in running.supervisors()}
+            node = Node(self.state, next(it for it in range(2, 255) if it not in taken))
+            self._clear_node(node)
+            try:
+                self._join(running, node)
+            except BaseException:
+                self._clear_node(node)
+                raise
+        return node.name
+
+    def remove_node(self, name: str) -> None:
+        """Moves the pods of a node that has joined elsewhere, and ends it; it may be dead."""
+        node = self._joined(name)
+        if processes.find(node.folder):
+            self.drain(name, "--force", "--disable-eviction")
+        with self._locked():
+            self._clear_node(node)
+        self.kubectl("delete", "node", name)
+        of_node = f"--field-selector=spec.nodeName={name}"
+        self.kubectl("delete", "pods", "-A", of_node, "--grace-period=0", "--force")
+
+    def drain(self, name: str, *options: str) -> None:
+        """`kubectl drain` of any node, within two minutes unless options say otherwise.
+
+        Raises ClusterError when it was not allowed to take every pod; `uncordon` undoes it.
+        """
+        usual = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
+        self.kubectl("drain", name, *usual, *options, timeout=130)
+
+    @contextmanager
+    def drained(self, name: str, *options: str) -> Iterator[None]:
+        """A node without pods, which takes some again at the end; options are those of drain()."""
+        try:
+            self.drain(name, *options)
+            yield
+        finally:
+            self.kubectl("uncordon", name)
+
+    def kill_node(self, name: str) -> None:
+        """Ends everything on a node that has joined, at once, as if it lost its power.
+
+        Nobody hears a word of it, neither the API server nor who is connected to its pods.
+        remove_node() takes the rest away.
+        """
+        node = self._joined(name)
+        # A process that is killed closes its connections, which a machine without power does not.
+        self._running.supervisor.on_node("ip", "link", "set", name, "down")
+        processes.end(node.folder, node.cgroup)
+
+    def _joined(self, name: str) -> Node:
+        if name not in {folder.name for folder in self.state.joined()}:
+            raise ClusterError(f"no node {name} has joined cluster {self.name}")
+        return Node.of(JoinedFolder(self.state, name))
+
+    def _join(self, running: Running, node: Node) -> None:
+        startup.join(running, node, tied=self.tied, report=self._report)
 
     # Its parts.
 
@@ -167,19 +243,25 @@ class Cluster:
     @property
     def node_ip(self) -> str:
         """Where pods, and whoever is in the cluster's network, reach servers that run there."""
-        return components.NODE_IP if self.mode == "node" else "127.0.0.1"
+        return NODE_IP if self.mode == "node" else "127.0.0.1"
 
     @property
     def _running(self) -> Running:
         supervisor = processes.find(self.state)
         if supervisor is None or not self.is_up():
             raise ClusterError(f"cluster {self.name} is not up: start it with 'cluster up'")
-        return Running(supervisor, Description.read(self.state))
+        return Running(self.state, supervisor, Description.read(self.state))
 
     def components(self) -> dict[str, int]:
         """The components that run, with their pids."""
-        running = self._running.supervisor.components()
-        return {name: process.pid for name, process in sorted(running.items())}
+        return {name: process.pid for name, process in sorted(self._processes().items())}
+
+    def _processes(self) -> dict[str, processes.Process]:
+        return {
+            f"{node.prefix}{name}": process
+            for node, supervisor in self._running.supervisors().items()
+            for name, process in supervisor.components().items()
+        }
 
     def send_signal(self, component: str, number: int) -> None:
         """Sends a signal, such as SIGSTOP or SIGCONT, to one component."""
@@ -195,14 +277,16 @@ class Cluster:
     def start(self, component: str) -> None:
         """Starts a component that does not run; the API server is waited for until it is ready."""
         running = self._running
-        if component in running.supervisor.components():
+        if component in self._processes():
             raise ClusterError(f"{component} runs already")
-        if not (self.state.components / component).exists():
+        node, name = self._place(component)
+        supervisor = running.supervisors().get(node)
+        if supervisor is None or not (node.folder.components / name).exists():
             raise ClusterError(f"cluster {self.name} has no component {component}")
-        running.supervisor.start(component)
-        running.wait(f"{component} to start", lambda: component in self.components(), 5)
+        supervisor.start(name)
+        supervisor.wait(f"{component} to start", lambda: name in supervisor.components(), 5)
         if component == "kube-apiserver":
-            running.wait("the API server", running.api.ready, 60, component)
+            supervisor.wait("the API server", running.api.ready, 60, component)
 
     def add_component(self, name: str, command: Sequence[str]) -> None:
         """Starts another program in the cluster's network, which ends with the cluster."""
@@ -214,10 +298,25 @@ class Cluster:
         self.start(component)
 
     def log(self, component: str) -> Path:
-        return self.state.logs / f"{component}.log"
+        node, name = self._place(component)
+        return node.folder.logs / f"{name}.log"
+
+    def logs(self) -> list[str]:
+        """The components that have a log, of this run or of the last one."""
+        folders = (self.state, *self.state.joined())
+        return [
+            f"{Node.of(folder).prefix}{log.stem}"
+            for folder in folders
+            for log in sorted(folder.logs.glob("*.log"))
+        ]
+
+    def _place(self, component: str) -> tuple[Node, str]:
+        """The node to which a component belongs, and its name there."""
+        where, _, name = component.rpartition("/")
+        return (self._joined(where) if where else Node(self.state)), name
 
     def _component(self, name: str) -> processes.Process:
-        running = self._running.supervisor.components()
+        running = self._processes()
         if name not in running:
             raise ClusterError(f"{name} does not run; these do: {', '.join(sorted(running))}")
         return running[name]
@@ -276,27 +375,14 @@ class Cluster:
         return fake_nodes.add(self.api, count, **{"taint": self.mode == "node", **parameters})
 
     def load(self, *images: Image) -> None:
-        """Imports images into the running node; the next start forgets them unless given them."""
-        containerd = Containerd(self._running.supervisor)
-        present = containerd.images()
-        for image in images:
-            if image.reference not in present:
-                self._report(f"importing {image.reference}")
-                containerd.load(image.reference, image.archive, image.overlay)
-
-    def _check_machine(self) -> None:
-        node = self.mode == "node"
-        if node and os.geteuid() != 0:
-            raise ClusterError("a cluster with a node needs root; --mode control-plane does not")
-        search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-        needed = _PROGRAMS + (_NODE_PROGRAMS if node else ())
-        missing = [program for program in needed if shutil.which(program, path=search) is None]
-        if node and not _CNI.exists():
-            missing.append(str(_CNI))
-        if missing:
-            raise ClusterError(
-                f"missing: {', '.join(missing)}: run 'tests/cluster/cluster install'"
-            )
+        """Imports images into the running nodes; the next start forgets them unless given them."""
+        for supervisor in self._running.supervisors().values():
+            containerd = Containerd(supervisor)
+            present = containerd.images()
+            for image in images:
+                if image.reference not in present:
+                    self._report(f"importing {image.reference}")
+                    containerd.load(image.reference, image.archive, image.overlay)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -306,9 +392,14 @@ class Cluster:
             yield
 
     def _clear(self) -> None:
-        processes.end(self.state, components.cgroup(self.state))
-        shutil.rmtree(self.state.run, ignore_errors=True)
-        if self.state.run.exists():
-            raise ClusterError(f"cannot remove {self.state.run}: is something mounted there?")
-        if self.state.images.exists():
-            ImageStore(self.state.images).reset()
+        for folder in (*self.state.joined(), self.state):
+            self._clear_node(Node.of(folder))
+
+    def _clear_node(self, node: Node) -> None:
+        folder = node.folder
+        processes.end(folder, node.cgroup)
+        shutil.rmtree(folder.run, ignore_errors=True)
+        if folder.run.exists():
+            raise ClusterError(f"cannot remove {folder.run}: is something mounted there?")
+        if folder.images.exists():
+            ImageStore(folder.images).reset()

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster import pki
+from tests.cluster.node import CLUSTER_CIDR, NODE_IP, Node
 from tests.cluster.paths import SOURCES, State
 
-NODE = "node-1"
-NODE_IP = "10.89.0.1"
-POD_CIDR = "10.244.0.0/24"
 FAKE_POD_CIDR = "10.245.0.1/16"
 SERVICE_CIDR = "10.96.0.0/16"
 SERVICE_IP = "10.96.0.1"
@@ -33,8 +31,8 @@ IDENTITIES = (
     pki.client("kube-controller-manager", "system:kube-controller-manager"),
     pki.client("kube-proxy", "system:kube-proxy"),
     pki.client("kube-scheduler", "system:kube-scheduler"),
-    pki.client("kubelet", f"system:node:{NODE}", "system:nodes"),
 )
+_OF_NODES = ("containerd.toml", "kubelet.yaml", "kube-proxy.yaml", "cni.conflist")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,55 +57,70 @@ class Settings:
     coredns: Path | None
     pause_image: str
 
-    @property
-    def cgroup(self) -> str:
-        return cgroup(self.state)
-
-
-def cgroup(state: State) -> str:
-    return f"llmengine-{state.name}"
-
 
 def command_lines(settings: Settings) -> dict[str, list[str]]:
     """By component; the ones of a node only where there is a node."""
     commands = _control_plane(settings)
     if settings.node:
-        commands |= _node(settings)
+        commands |= node_command_lines(settings, Node(settings.state))
     return commands
 
 
 def write_configuration(settings: Settings) -> None:
-    """Writes the files of conf/, filled in, and a kubeconfig for each user into the run folder."""
+    """Writes what the control plane and the first node, if there is one, read at their start."""
     run = settings.state.run
-    values = {
-        "STATE": str(settings.state.root),
-        "CGROUP": settings.cgroup,
-        "NODE": NODE,
-        "NODE_IP": NODE_IP,
-        "POD_CIDR": POD_CIDR,
-        "PAUSE_IMAGE": settings.pause_image,
-    }
-    for source in (SOURCES / "conf").iterdir():
-        text = source.read_text()
-        for name, value in values.items():
-            text = text.replace(f"@{name}@", value)
-        target = run / ("cni/10-pods.conflist" if source.name == "cni.conflist" else source.name)
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text)
+    values = {"RUN": str(run), "NODE_IP": NODE_IP}
+    for name in ("Corefile", "kwok-stages.yaml"):
+        (run / name).write_text(_filled_in(name, values))
     for identity in IDENTITIES:
         user = identity.name
         file = settings.state.kubeconfig if user == "admin" else run / f"{user}.kubeconfig"
-        file.write_text(_kubeconfig(settings, user))
-        file.chmod(0o600)
+        _write_kubeconfig(settings, file, user, "127.0.0.1")
+    if settings.node:
+        write_node_configuration(settings, Node(settings.state))
+
+
+def write_node_configuration(settings: Settings, node: Node) -> None:
+    """Writes what the components of a node read at their start into its run folder."""
+    run = node.folder.run
+    values = {
+        "PKI": str(settings.state.pki),
+        "RUN": str(run),
+        "IMAGES": str(node.folder.images),
+        "CGROUP": node.cgroup,
+        "NODE": node.name,
+        "DNS": NODE_IP,
+        "POD_CIDR": node.pod_cidr,
+        "CLUSTER_CIDR": CLUSTER_CIDR,
+        "PAUSE_IMAGE": settings.pause_image,
+    }
+    for name in _OF_NODES:
+        target = run / ("cni/10-pods.conflist" if name == "cni.conflist" else name)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(_filled_in(name, values))
+    for user, file in ((node.kubelet.name, "kubelet"), ("kube-proxy", "kube-proxy")):
+        _write_kubeconfig(settings, run / f"{file}.kubeconfig", user, NODE_IP)
     etc = run / "etc"
     etc.mkdir()
-    (etc / "hosts").write_text(f"127.0.0.1 localhost\n{NODE_IP} {NODE}\n")
+    (etc / "hosts").write_text(f"127.0.0.1 localhost\n{node.address} {node.name}\n")
     (etc / "resolv.conf").write_text(
         f"nameserver {NODE_IP}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n"
     )
 
 
-def _kubeconfig(settings: Settings, user: str) -> str:
+def _filled_in(name: str, values: Mapping[str, str]) -> str:
+    text = (SOURCES / "conf" / name).read_text()
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", value)
+    return text
+
+
+def _write_kubeconfig(settings: Settings, file: Path, user: str, host: str) -> None:
+    file.write_text(_kubeconfig(settings, user, host))
+    file.chmod(0o600)
+
+
+def _kubeconfig(settings: Settings, user: str, host: str) -> str:
     pki = settings.state.pki
     config = {
         "apiVersion": "v1",
@@ -116,7 +129,7 @@ def _kubeconfig(settings: Settings, user: str) -> str:
             {
                 "name": settings.state.name,
                 "cluster": {
-                    "server": f"https://127.0.0.1:{settings.ports.api}",
+                    "server": f"https://{host}:{settings.ports.api}",
                     "certificate-authority": str(pki / "ca.crt"),
                 },
             }
@@ -210,19 +223,21 @@ def kwok(state: State, binary: Path) -> list[str]:
     ]
 
 
-def _node(settings: Settings) -> dict[str, list[str]]:
-    run, hyperkube = settings.state.run, str(settings.hyperkube)
+def node_command_lines(settings: Settings, node: Node) -> dict[str, list[str]]:
+    """By component; the cluster's DNS is one of the first node's."""
+    run, hyperkube = node.folder.run, str(settings.hyperkube)
     labels = ",".join(f"{key}={value}" for key, value in settings.node_labels.items())
     commands = {
         "containerd": ["containerd", f"--config={run}/containerd.toml"],
         "kubelet": [
             *(hyperkube, "kubelet", "--v=2", f"--config={run}/kubelet.yaml"),
             f"--kubeconfig={run}/kubelet.kubeconfig",
-            *(f"--hostname-override={NODE}", f"--node-ip={NODE_IP}", f"--node-labels={labels}"),
+            f"--hostname-override={node.name}",
+            *(f"--node-ip={node.address}", f"--node-labels={labels}"),
         ],
         "kube-proxy": [hyperkube, "kube-proxy", f"--config={run}/kube-proxy.yaml", "--v=1"],
     }
-    if settings.coredns is not None:
+    if settings.coredns is not None and node.first:
         commands["coredns"] = [str(settings.coredns), "-conf", f"{run}/Corefile"]
     if settings.fake_gpus:
         commands["fake-gpus"] = [hyperkube, "fake-gpus", str(settings.fake_gpus)]

@@ -45,6 +45,14 @@ def in_node_network(node_cluster: Cluster) -> Iterator[Cluster]:
         yield node_cluster
 
 
+@pytest.fixture(scope="module")
+def second_node(node_cluster: Cluster) -> Iterator[str]:
+    """The name of a node that joins the cluster for the tests of the module."""
+    name = node_cluster.add_node()
+    yield name
+    node_cluster.remove_node(name)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """An S3 server on loopback. One in a cluster's network is S3Server(node_cluster)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ _DATABASES = (
     Path("io.containerd.snapshotter.v1.overlayfs/metadata.db"),
 )
 _SNAPSHOTS = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
+_CONTENT = Path("io.containerd.content.v1.content/blobs")
 _OF_PODS = ("io.containerd.grpc.v1.cri", "io.containerd.runtime.v2.task", "tmpmounts")
 
 
@@ -69,6 +71,26 @@ class ImageStore:
         new = self._sealed / "contents.new"
         new.write_text(json.dumps(contents))
         new.rename(self._sealed / "contents.json")
+
+    def clone(self, origin: ImageStore) -> None:
+        """Becomes what seal() has kept of another one, which may be in use.
+
+        The files of images are those of the other, by hard links: nothing writes to them.
+        """
+        shutil.rmtree(self.root, ignore_errors=True)
+        contents = json.loads((origin._sealed / "contents.json").read_text())
+        snapshots = self.root / _SNAPSHOTS
+        for folder in (snapshots, self.root / _CONTENT.parent, self.root / _DATABASES[0].parent):
+            folder.mkdir(parents=True)
+        shutil.copytree(origin._sealed, self._sealed)
+        _link(snapshots, *(origin.root / _SNAPSHOTS / name for name in contents["snapshots"]))
+        _link(self.root / _CONTENT.parent, origin.root / _CONTENT)
+        self.reset()
+
+
+def _link(target: Path, *sources: Path) -> None:
+    """Owners, attributes and the device files of layers are kept, which shutil cannot do."""
+    subprocess.run(["cp", "--archive", "--link", *sources, target], check=True)
 
 
 def superseded(present: Collection[str], wanted: Collection[str]) -> list[str]:

@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# init.sh STATE [NODE ADDRESS]: the parent of every component of a cluster. When it ends, all of them end.
+# init.sh STATE [NODE ADDRESS [PODS HUB HUB_ADDRESS]]: the parent of every component of a cluster, or
+# of a node. When it ends, all of them end.
 # With a node's name it is PID 1 of a new mount, network, PID, UTS and IPC namespace, so that nothing
-# it does reaches the machine, and the kernel ends whatever was started on the node.
+# it does reaches the machine, and the kernel ends whatever was started on the node. A node that joins
+# another one's network is given its own pods' addresses, and the other's namespace and address.
 set -euo pipefail
-state=$1 node=${2:-} address=${3:-} run=$1/run
+state=$1 node=${2:-} address=${3:-} pods=${4:-} hub=${5:-} hub_address=${6:-} run=$1/run
 export PATH=$run/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 become_node() {
   hostname "$node"
+  ip link set lo up
+  if [ -n "$hub" ]; then lead_to_hub; else lead_nowhere; fi   # $hub is a path in the machine's /proc
   mount -t proc proc /proc
   mount --make-rshared /             # kubelet and CNI want mounts to propagate
   mount -t tmpfs tmpfs /run          # sockets, network namespaces, containerd's state
-  mkdir -p "$run"/{kubelet,etcd} "$state/log/pods" /var/lib/kubelet
+  mkdir -p "$run/kubelet" "$state/log/pods" /var/lib/kubelet
   mount --bind "$run/kubelet" /var/lib/kubelet
   mount --bind "$state/log" /var/log
-  mount -t tmpfs -o size=2g,mode=700 tmpfs "$run/etcd"
+  [ -n "$hub" ] || mount -t tmpfs -o size=2g,mode=700 tmpfs "$run/etcd"
 
   # kubelet insists on these settings of the whole machine and would write them: show it files
   # that hold what it wants.
@@ -29,15 +33,30 @@ become_node() {
   mount --bind "$run/etc/hosts" /etc/hosts
   mount --bind "$run/etc/resolv.conf" /etc/resolv.conf
 
-  ip link set lo up
+  echo 1 >/proc/sys/net/ipv4/ip_forward
+  echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
+}
+
+lead_nowhere() {
   ip link add eth0 type veth peer name eth0-end   # some kernels have no dummy device
   ip addr add "$address/24" dev eth0
   ip link set eth0 up
   ip link set eth0-end up
-  # Leads nowhere; but without a route connect() to a ClusterIP fails before it is translated.
+  # Without a route connect() to a ClusterIP fails before it is translated.
   ip route add default dev eth0
-  echo 1 >/proc/sys/net/ipv4/ip_forward
-  echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
+}
+
+lead_to_hub() {
+  on_hub() { nsenter --net="$hub" ip "$@"; }
+  on_hub link delete "$node" 2>/dev/null || true   # of a node of that name that has just ended
+  ip link add eth0 type veth peer name "$node" netns "$hub"
+  ip addr add "$address/32" dev eth0
+  ip link set eth0 up
+  ip route add "$hub_address" dev eth0 src "$address"
+  ip route add default via "$hub_address"
+  on_hub link set "$node" up
+  on_hub route add "$address" dev "$node" src "$hub_address"
+  on_hub route add "$pods" via "$address"
 }
 
 # Who this is, as the machine counts (it is still its /proc): pid, start time, boot.

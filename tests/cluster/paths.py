@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,46 @@ def cache() -> Path:
     return Path(base) / "llmengine"
 
 
+class Folder(ABC):
+    """What one supervisor, and the components that it starts, keep on disk."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def root(self) -> Path: ...
+
+    # What outlives a stop.
+
+    @property
+    def images(self) -> Path:
+        """containerd's root."""
+        return self.root / "containerd"
+
+    @property
+    def logs(self) -> Path:
+        """Of the last run; still there when it is over."""
+        return self.root / "log"
+
+    # What is removed at a stop.
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def control(self) -> Path:
+        """The pipe on which the supervisor takes the names of components to start."""
+        return self.run / "control"
+
+    @property
+    def components(self) -> Path:
+        return self.run / "components"
+
+
 @dataclass(frozen=True, slots=True)
-class State:
-    """The folder of one cluster."""
+class State(Folder):
+    """The folder of one cluster, and of the node that its control plane shares."""
 
     name: str
 
@@ -46,27 +84,10 @@ class State:
         """Held by the process that uses the cluster for itself."""
         return self.root.with_name(f"{self.name}.claim")
 
-    # What outlives a stop.
-
     @property
     def pki(self) -> Path:
+        """Outlives a stop."""
         return self.root / "pki"
-
-    @property
-    def images(self) -> Path:
-        """containerd's root."""
-        return self.root / "containerd"
-
-    @property
-    def logs(self) -> Path:
-        """Of the last run; still there when it is over."""
-        return self.root / "log"
-
-    # What is removed at a stop.
-
-    @property
-    def run(self) -> Path:
-        return self.root / "run"
 
     @property
     def description(self) -> Path:
@@ -79,18 +100,25 @@ class State:
         return self.run / "complete"
 
     @property
-    def control(self) -> Path:
-        """The pipe on which the supervisor takes the names of components to start."""
-        return self.run / "control"
-
-    @property
-    def components(self) -> Path:
-        return self.run / "components"
-
-    @property
     def bin(self) -> Path:
         return self.run / "bin"
 
     @property
     def kubeconfig(self) -> Path:
         return self.run / "kubeconfig"
+
+    def joined(self) -> list[JoinedFolder]:
+        """Those of the nodes that have joined, in this run or in an earlier one."""
+        return [JoinedFolder(self, it.name) for it in sorted((self.root / "nodes").glob("*"))]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedFolder(Folder):
+    """The folder of a node that has joined a cluster."""
+
+    cluster: State
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return self.cluster.root / "nodes" / self.name

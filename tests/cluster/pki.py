@@ -58,6 +58,12 @@ def make_certificates(folder: Path, *identities: Identity) -> None:
     done.write_text(wanted)
 
 
+def make_certificate(folder: Path, identity: Identity) -> None:
+    """Writes one more certificate of that CA, unless there is one of its name."""
+    if not (folder / f"{identity.name}.crt").exists():
+        _signed(folder, identity)
+
+
 def make_key_pair(folder: Path, name: str) -> None:
     """Writes NAME.key and NAME.pub, for signing service account tokens."""
     key, public = folder / f"{name}.key", folder / f"{name}.pub"

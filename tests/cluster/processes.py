@@ -8,11 +8,13 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.paths import SOURCES, ClusterError, State
+from tests.cluster.api import ApiError
+from tests.cluster.paths import SOURCES, ClusterError, Folder
 
 COMPONENT_VARIABLE = "LLMENGINE_COMPONENT"
 
@@ -79,9 +81,12 @@ def _stat(pid: int) -> list[str] | None:
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """The process that all components of a cluster descend from, and that takes them with it."""
+    """The process that all components of a node descend from, and that takes them with it.
 
-    state: State
+    Those of the control plane belong to the first node, or stand for themselves.
+    """
+
+    folder: Folder
     init: Process
 
     def components(self) -> dict[str, Process]:
@@ -99,11 +104,33 @@ class Supervisor:
     def start(self, component: str) -> None:
         """Has a component started, whose script write_scripts() has written."""
         try:
-            pipe = os.open(self.state.control, os.O_WRONLY | os.O_NONBLOCK)
+            pipe = os.open(self.folder.control, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
-            raise ClusterError(f"cluster {self.state.name} takes no orders: {error}") from None
+            raise ClusterError(f"{self.folder.name} takes no orders: {error}") from None
         with os.fdopen(pipe, "w") as orders:
             orders.write(f"{component}\n")
+
+    def wait(self, what: str, condition: Callable[[], bool], seconds: float, *needed: str) -> None:
+        """Waits for a condition, but no longer than the components live that it needs.
+
+        Raises ClusterError with the end of their logs.
+        """
+        started = time.monotonic()
+        while True:
+            try:
+                if condition():
+                    return
+            except (OSError, ApiError):
+                pass  # not yet
+            passed = time.monotonic() - started
+            running = self.components()
+            dead = [component for component in needed if component not in running]
+            if passed > seconds or (dead and passed > 2):
+                why = f"{', '.join(dead)} ended" if dead else f"not within {seconds:g} s"
+                logs = [self.folder.logs / f"{component}.log" for component in dead or needed]
+                tails = "\n".join(map(tail, logs))
+                raise ClusterError(f"waited for {what}: {why}\n{tails}")
+            time.sleep(0.05)
 
     def enter(self, *command: str) -> list[str]:
         """The command line that runs a command on the node: with its files, network, processes."""
@@ -119,28 +146,28 @@ class Supervisor:
         return done.stdout
 
 
-def write_scripts(state: State, commands: dict[str, list[str]]) -> None:
-    state.components.mkdir(exist_ok=True)
+def write_scripts(folder: Folder, commands: dict[str, list[str]]) -> None:
+    folder.components.mkdir(exist_ok=True)
     for name, command in commands.items():
-        script = state.components / name
+        script = folder.components / name
         script.write_text(
             f"#!/bin/sh\nexport {COMPONENT_VARIABLE}={name}\nexec {shlex.join(command)}\n"
         )
         script.chmod(0o755)
 
 
-def launch(state: State, cgroup: str | None, *node: str, tied: bool) -> Supervisor:
-    """Starts the supervisor: in a cgroup, as a node (given by name and address), or as it is.
+def launch(folder: Folder, cgroup: str | None, *node: str, tied: bool) -> Supervisor:
+    """Starts a supervisor: in a cgroup, as a node (with the arguments of init.sh), or as it is.
 
     `tied`: it ends with the calling thread, however that ends.
     """
-    os.mkfifo(state.control)
-    command = [str(SOURCES / "init.sh"), str(state.root), *node]
+    os.mkfifo(folder.control)
+    command = [str(SOURCES / "init.sh"), str(folder.root), *node]
     if cgroup is not None:
         command = [str(SOURCES / "launch.sh"), cgroup, *command]
     if tied:
         command = ["setpriv", "--pdeathsig", "KILL", *command]
-    log = state.logs / "init.log"
+    log = folder.logs / "init.log"
     with log.open("w") as output:
         launcher = subprocess.Popen(
             command,
@@ -150,55 +177,55 @@ def launch(state: State, cgroup: str | None, *node: str, tied: bool) -> Supervis
             start_new_session=True,  # an interrupt from the terminal is for the caller alone
         )
     _launchers.append(launcher)
-    ready = state.run / "ready"
+    ready = folder.run / "ready"
     deadline = time.monotonic() + 10
     while not ready.exists():
         if launcher.poll() is not None or time.monotonic() > deadline:
-            raise ClusterError(f"the init of cluster {state.name} did not start:\n{tail(log)}")
+            raise ClusterError(f"the init of {folder.name} did not start:\n{tail(log)}")
         time.sleep(0.02)
-    supervisor = find(state)
+    supervisor = find(folder)
     if supervisor is None:
-        raise ClusterError(f"the init of cluster {state.name} has ended:\n{tail(log)}")
+        raise ClusterError(f"the init of {folder.name} has ended:\n{tail(log)}")
     return supervisor
 
 
 _launchers: list[subprocess.Popen[bytes]] = []  # to be reaped by end()
 
 
-def find(state: State) -> Supervisor | None:
-    """The supervisor of a cluster, if it runs."""
+def find(folder: Folder) -> Supervisor | None:
+    """The supervisor of a cluster or of a node that has joined one, if it runs."""
     try:
-        pid, started, boot = (state.run / "init").read_text().split()
+        pid, started, boot = (folder.run / "init").read_text().split()
     except (FileNotFoundError, ValueError):
         return None
     if boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip():
         return None
     init = Process(int(pid), int(started))
-    return Supervisor(state, init) if init.alive() else None
+    return Supervisor(folder, init) if init.alive() else None
 
 
-def end(state: State, cgroup: str) -> None:
-    """Ends every process of a cluster, of whatever run, and removes its cgroups.
+def end(folder: Folder, cgroup: str) -> None:
+    """Ends every process of a cluster or a node, of whatever run, and removes its cgroups.
 
     Nothing is asked to end by itself: a graceful API server takes 10 s, and its state is not kept.
     """
-    if supervisor := find(state):
+    if supervisor := find(folder):
         components = supervisor.components()
         for process in (supervisor.init, *components.values()):
             process.signal(signal.SIGKILL)
         for process in (supervisor.init, *components.values()):
             process.wait(5)
-    folders = _cgroup_folders(cgroup)
+    groups = _cgroup_folders(cgroup)
     deadline = time.monotonic() + 10
-    while members := {pid for folder in folders for pid in _members(folder)}:
+    while members := {pid for group in groups for pid in _members(group)}:
         for pid in members:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise ClusterError(f"processes of cluster {state.name} do not end: {sorted(members)}")
+            raise ClusterError(f"processes of {folder.name} do not end: {sorted(members)}")
         time.sleep(0.02)
-    for folder in folders:
-        _remove_cgroup(folder, deadline)
+    for group in groups:
+        _remove_cgroup(group, deadline)
     _launchers[:] = [launcher for launcher in _launchers if launcher.poll() is None]
 
 

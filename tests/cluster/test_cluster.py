@@ -24,6 +24,7 @@ from tests.cluster.workloads import container, deployment, job, namespace, pod, 
 from tests.tools import build as tools
 
 NOBODY = 65534
+NODES = ("node-1", "node-2")
 
 
 @pytest.fixture
@@ -35,14 +36,13 @@ def name() -> Iterator[str]:
 
 
 @pytest.mark.cluster
-def test_nothing_stays_of_a_node_that_ran_pods(name: str) -> None:
+def test_nothing_stays_of_two_nodes_that_ran_pods(name: str) -> None:
     before = _traces(name)
     steps: list[str] = []
-    cluster = Cluster(name, fake_gpus=1, report=steps.append)
+    cluster = Cluster(name, nodes=2, fake_gpus=1, report=steps.append)
     with cluster:
-        sleeper = pod_spec(container(images.pause_image().reference, ["/pause"]))
-        cluster.apply(namespace("work"), pod("sleeper", "work", sleeper))
-        wait_for(lambda: _phase(cluster, "work", "sleeper") == "Running", 30, "the pod to run")
+        cluster.apply(namespace("work"), *_sleepers())
+        _await_sleepers(cluster)
         assert _traces(name) != before
     assert _traces(name) == before
     assert not cluster.state.run.exists()
@@ -53,8 +53,8 @@ def test_nothing_stays_of_a_node_that_ran_pods(name: str) -> None:
     with cluster:
         print(f"second start: {time.monotonic() - began:.1f} s")
         assert not any(step.startswith("importing") for step in steps)
-        cluster.apply(namespace("work"), pod("sleeper", "work", sleeper))
-        wait_for(lambda: _phase(cluster, "work", "sleeper") == "Running", 30, "the pod to run")
+        cluster.apply(namespace("work"), *_sleepers())
+        _await_sleepers(cluster)
         began = time.monotonic()
     print(f"end: {time.monotonic() - began:.1f} s")
     assert _traces(name) == before
@@ -65,7 +65,7 @@ def test_a_tied_cluster_ends_with_its_killed_caller(name: str) -> None:
     before = _traces(name)
     code = f"""
 from tests.cluster.cluster import Cluster
-Cluster({name!r}, tied=True).up()
+Cluster({name!r}, nodes=2, tied=True).up()
 print("up", flush=True)
 import signal; signal.pause()
 """
@@ -100,7 +100,7 @@ def test_a_start_that_was_killed_half_way_does_not_hinder_the_next(name: str) ->
 def test_a_component_that_does_not_come_up_is_named_with_its_log(name: str) -> None:
     before = _traces(name)
     refused = {"kubernetes.io/not-for-kubelets": "x"}
-    with pytest.raises(ClusterError, match=r"(?s)the node: kubelet ended.*kubernetes.io/not-for"):
+    with pytest.raises(ClusterError, match=r"(?s)node-1: kubelet ended.*kubernetes.io/not-for"):
         Cluster(name, node_labels=refused).up()
     assert _traces(name) == before
 
@@ -198,6 +198,22 @@ def test_a_control_plane_needs_no_root(name: str) -> None:
 def _cli(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(REPOSITORY / "tests/cluster/cluster"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _sleepers() -> list[dict[str, Any]]:
+    """A pod on each node."""
+    run = container(images.pause_image().reference, ["/pause"])
+    return [
+        pod(node, "work", pod_spec(run, nodeSelector={"kubernetes.io/hostname": node}))
+        for node in NODES
+    ]
+
+
+def _await_sleepers(cluster: Cluster) -> None:
+    def run() -> bool:
+        return {_phase(cluster, "work", node) for node in NODES} == {"Running"}
+
+    wait_for(run, 30, "the pods to run")
 
 
 def _on(pool: str) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.fixtures import in_node_network, node_cluster
+from tests.cluster.fixtures import in_node_network, node_cluster, second_node
 from tests.cluster.images import Image
 from tests.demo.platform import Images, Platform
 from tests.e2e.engines import HUB_ADDRESS, TEAMS, Engines
 from tests.models import smollm2
 from tests.models.tiny import TinyModel
 
-__all__ = ["in_node_network", "node_cluster"]
+__all__ = ["in_node_network", "node_cluster", "second_node"]
 
 
 @pytest.fixture(scope="session")

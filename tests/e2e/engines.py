@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.api import ApiError
-from tests.cluster.components import NODE_IP
+from tests.cluster.node import NODE_IP
 from tests.cluster.waiting import wait_for
 from tests.demo.platform import BUILDS_NAMESPACE, RUNTIME, Platform
 
