@@ -91,7 +91,7 @@ def test_each_shape_is_attended_by_the_kernel_that_is_made_for_it(
     assert launches.kernels == expected
     *addresses, layer, count, scale = launches.arguments[-1]
     assert (addresses, layer, count) == ([1, 2, 3, 4, 5, 6, 7], 3, tokens)
-    assert scale == pytest.approx(64**-0.5 * np.log2(np.e))
+    assert scale == pytest.approx(heads.head_dim**-0.5 * np.log2(np.e))
 
 
 @pytest.mark.parametrize("heads", [LLAMA, WIDE])
