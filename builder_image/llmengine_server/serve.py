@@ -26,7 +26,10 @@ _LOOK_SECONDS = 0.25
 
 
 def main() -> int:
-    """The container's main process. Returns tritonserver's exit status, 0 after a SIGTERM."""
+    """The container's main process. Returns tritonserver's exit status, 0 after a SIGTERM.
+
+    Where the engine is refused: one of llmengine.requests.ExitCode.
+    """
     options = _options().parse_args()
     run_directory = Path(alive.RUN_DIRECTORY)
     prepare(run_directory, options.http_port)
@@ -35,7 +38,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     triton = subprocess.Popen(command(options), env=environment(options))
     try:
-        return Supervisor(triton, run_directory, options.exit_timeout).run(stop)
+        status = Supervisor(triton, run_directory, options.exit_timeout).run(stop)
     finally:
         triton.kill()
         triton.wait()
@@ -44,6 +47,12 @@ def main() -> int:
         if found and alive.runs(found[0]):
             os.kill(found[0], signal.SIGKILL)
         remove_shared_memory(options.http_port)
+    if not (run_directory / alive.REFUSED).exists():
+        return status
+    # Its imports would cost every server's parent some 40 MB.
+    from llmengine_server import refusal  # noqa: PLC0415
+
+    return refusal.speak(run_directory)
 
 
 class Supervisor:
@@ -104,7 +113,7 @@ class Supervisor:
 def prepare(run_directory: Path, http_port: int) -> None:
     """Remove what an earlier container of the same pod left behind."""
     run_directory.mkdir(parents=True, exist_ok=True)
-    for name in (alive.HEARTBEAT, alive.DRAINING, alive.DRAINED):
+    for name in (alive.HEARTBEAT, alive.DRAINING, alive.DRAINED, alive.REFUSED):
         (run_directory / name).unlink(missing_ok=True)
     remove_shared_memory(http_port)
 
