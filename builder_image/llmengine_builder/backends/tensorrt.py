@@ -6,7 +6,6 @@ The GPU itself says whether it is the one that the build is for, and computes wh
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +35,11 @@ from llmengine_builder.graph import Model
 from llmengine_server.session import EngineError, Session, device
 from llmengine_server.session.cuda_arena import ELEMENT_BYTES
 from llmengine_server.session.opening import PLAN, open_plan
-from llmengine_server.session.tensorrt_library import installed_version
+from llmengine_server.session.tensorrt_library import installed_version, load_tensorrt
 from llmengine_server.session.tensorrt_memory import Needs, check_memory
 
 # A plan that is larger holds weights more than once: some profile wanted them laid out anew.
 _LARGEST_PLAN = 1.15
-# The release that can compile for all GPUs of a compute capability.
-_PORTABLE_SINCE = (10, 13)
 # Kernels, which even the smallest plan has.
 _PLAN_CODE = 64 * MIB
 # Numbers of 16 bits that one instruction reads.
@@ -68,12 +65,12 @@ class _TensorRt:
         return True
 
     def check(self, options: CompileOptions) -> None:
-        if options.portable and _release(self.version) < _PORTABLE_SINCE:
+        if options.portable and not _compiles_for_capability():
             raise UnsupportedError(
                 BuildReason.OPTION_UNSUPPORTED,
                 f"TensorRT {self.version} compiles for one model of GPU only; engines for all of a"
-                " compute capability take {}.{}: set spec.engine.portability to Device, or use a"
-                " newer runtime".format(*_PORTABLE_SINCE),
+                " compute capability take 10.9: set spec.engine.portability to Device, or use a"
+                " newer runtime",
             )
         quantization = options.quantization
         for field, value, none in (
@@ -257,9 +254,13 @@ def _warnings(model: Model, options: CompileOptions) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _release(version: str) -> tuple[int, int]:
-    major, minor = (*re.findall(r"\d+", version), "0", "0")[:2]
-    return int(major), int(minor)
+def _compiles_for_capability() -> bool:
+    """Whether this TensorRT can make engines for all GPUs of a compute capability."""
+    try:
+        levels = load_tensorrt().HardwareCompatibilityLevel
+    except EngineError as error:
+        raise UnsupportedError(BuildReason.BACKEND_INCOMPLETE, str(error)) from error
+    return hasattr(levels, "SAME_COMPUTE_CAPABILITY")
 
 
 def _capability(device: Device) -> tuple[int, int]:
