@@ -1,7 +1,8 @@
 """`llmengine-serve`: starts tritonserver and stays as its parent.
 
-Three things Triton does not do by itself: end when the process with the engine is dead; wait for
-generations that run or queue but not for idle connections; send new requests elsewhere meanwhile.
+Four things Triton does not do by itself: end when the process with the engine is dead; wait for
+generations that run or queue but not for idle connections; send new requests elsewhere meanwhile;
+tell the pod's status why an engine is not served.
 """
 
 from __future__ import annotations
