@@ -116,19 +116,10 @@ class _TensorRt:
                 f"the model has heads of {model.decoder.head_dim} numbers, and tensorrt takes"
                 f" multiples of {_HEAD_STEP} in this release",
             )
-        limits, cache = _limits(options), _cache(model, options)
         size = _Size.of(model, options)
         memory = device.memory_bytes or 0
-        rows = max(limits.max_batch_tokens, limits.max_batch_size)
-        needs = Needs(
-            engine=size.plan,
-            scratch=activation_bytes(model.decoder, rows, ELEMENT_BYTES[options.dtype.value]),
-            cache=cache,
-            limits=limits,
-            vocabulary=model.decoder.vocabulary,
-        )
         try:
-            check_memory(needs, device.name, memory)
+            check_memory(_needs(model, options, size.plan), device.name, memory)
         except EngineError as error:
             raise BadInputError(BuildReason.GPU_TOO_SMALL, str(error)) from error
         building = int(_DEVICE_WEIGHTS * size.weights) + _DEVICE_BYTES
@@ -164,14 +155,19 @@ class _TensorRt:
         Path(order.timing).write_bytes(timing)
         result = run_compiler(order, self.version, report)
         shutil.rmtree(folder / "weights", ignore_errors=True)
-        _check_plan(Path(order.plan).stat().st_size, _Size.of(model, options))
+        plan_bytes = Path(order.plan).stat().st_size
+        _check_plan(plan_bytes, _Size.of(model, options))
         return CompiledEngine(
             files={PLAN: Path(order.plan)},
             cache=cache,
             limits=limits,
             model_type=decoder.model_type,
             vocabulary=decoder.vocabulary,
-            footprint=Footprint(host_bytes=result.host_bytes, device_bytes=result.device_bytes),
+            footprint=Footprint(
+                host_bytes=result.host_bytes,
+                device_bytes=result.device_bytes,
+                serving_device_bytes=_needs(model, options, plan_bytes).gpu,
+            ),
             warnings=_warnings(model, options),
             timing=Path(order.timing).read_bytes(),
         )
@@ -216,6 +212,19 @@ def _check_plan(found: int, size: _Size) -> None:
             f" of at most {readable(allowed)}: this version of TensorRT keeps them more than once;"
             " set spec.engine.maxBatchSize to 1 or 8, or use a runtime of another version",
         )
+
+
+def _needs(model: Model, options: CompileOptions, plan: int) -> Needs:
+    """What a server takes for a plan of so many bytes; its scratch is estimated."""
+    limits = _limits(options)
+    rows = max(limits.max_batch_tokens, limits.max_batch_size)
+    return Needs(
+        engine=plan,
+        scratch=activation_bytes(model.decoder, rows, ELEMENT_BYTES[options.dtype.value]),
+        cache=_cache(model, options),
+        limits=limits,
+        vocabulary=model.decoder.vocabulary,
+    )
 
 
 def _limits(options: CompileOptions) -> Limits:

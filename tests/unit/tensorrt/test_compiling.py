@@ -108,6 +108,8 @@ def test_an_engine_is_a_plan_with_a_profile_for_prompts_and_one_for_each_size_of
     assert percents == [50, 99, 100]
     assert engine.footprint.host_bytes > 0
     assert engine.footprint.device_bytes >= 1 << 20
+    # A plan of nothing, 1 GiB that every server takes, 12 MiB of cache; of 92 % of the GPU.
+    assert 1.1 * GIB < engine.footprint.serving_device_bytes < 1.2 * GIB
     assert engine.warnings == ()
 
 
