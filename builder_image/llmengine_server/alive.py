@@ -18,6 +18,8 @@ HEARTBEAT = "loop"
 DRAINING = "draining"
 # Made by the loop when nothing runs any more.
 DRAINED = "drained"
+# Why the process with the engine does not serve it.
+REFUSED = "refused"
 
 MAX_AGE = 15.0
 _HTTP_TIMEOUT = 2.0

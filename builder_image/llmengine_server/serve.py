@@ -1,7 +1,8 @@
 """`llmengine-serve`: starts tritonserver and stays as its parent.
 
-Three things Triton does not do by itself: end when the process with the engine is dead; wait for
-generations that run or queue but not for idle connections; send new requests elsewhere meanwhile.
+Four things Triton does not do by itself: end when the process with the engine is dead; wait for
+generations that run or queue but not for idle connections; send new requests elsewhere meanwhile;
+tell the pod's status why an engine is not served.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _LOOK_SECONDS = 0.25
 
 
 def main() -> int:
-    """The container's main process. Returns tritonserver's exit status, 0 after a SIGTERM."""
+    """The container's main process. Returns tritonserver's exit status, 0 after a SIGTERM.
+
+    Where the engine is refused: one of llmengine.requests.ExitCode.
+    """
     options = _options().parse_args()
     run_directory = Path(alive.RUN_DIRECTORY)
     prepare(run_directory, options.http_port)
@@ -35,7 +39,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     triton = subprocess.Popen(command(options), env=environment(options))
     try:
-        return Supervisor(triton, run_directory, options.exit_timeout).run(stop)
+        status = Supervisor(triton, run_directory, options.exit_timeout).run(stop)
     finally:
         triton.kill()
         triton.wait()
@@ -44,6 +48,12 @@ def main() -> int:
         if found and alive.runs(found[0]):
             os.kill(found[0], signal.SIGKILL)
         remove_shared_memory(options.http_port)
+    if not (run_directory / alive.REFUSED).exists():
+        return status
+    # Its imports would cost every server's parent some 40 MB.
+    from llmengine_server import refusal  # noqa: PLC0415
+
+    return refusal.speak(run_directory)
 
 
 class Supervisor:
@@ -104,7 +114,7 @@ class Supervisor:
 def prepare(run_directory: Path, http_port: int) -> None:
     """Remove what an earlier container of the same pod left behind."""
     run_directory.mkdir(parents=True, exist_ok=True)
-    for name in (alive.HEARTBEAT, alive.DRAINING, alive.DRAINED):
+    for name in (alive.HEARTBEAT, alive.DRAINING, alive.DRAINED, alive.REFUSED):
         (run_directory / name).unlink(missing_ok=True)
     remove_shared_memory(http_port)
 

@@ -20,7 +20,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from llmengine.artifact import Manifest
-from llmengine_server import alive
+from llmengine_server import alive, refusal
 from llmengine_server.chat import ChatTemplate
 from llmengine_server.delivery import Delivery, Reply, Stream
 from llmengine_server.dialect import INPUTS, Dialect, Request
@@ -31,6 +31,7 @@ from llmengine_server.metrics import TritonMeter
 from llmengine_server.repository import ENGINE_DIRECTORY
 from llmengine_server.sampling import InvalidRequestError
 from llmengine_server.scheduler import Scheduler
+from llmengine_server.session import EngineError
 from llmengine_server.session.opening import open_session
 from llmengine_server.tokenizer import Detokenizer, StopWords, Tokenizer
 
@@ -56,7 +57,11 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         directory = Path(parameters[ENGINE_DIRECTORY]["string_value"])
         manifest = Manifest.parse((directory / "manifest.json").read_bytes())
-        session = open_session(directory, manifest)
+        try:
+            session = open_session(directory, manifest)
+        except EngineError as error:
+            refusal.leave(Path(alive.RUN_DIRECTORY), error)
+            raise
         self._tokenizer = Tokenizer.load(directory)
         self._dialect = Dialect(
             self._tokenizer,

@@ -136,10 +136,15 @@ class Verification(Record):
 
 
 class Footprint(Record):
-    """Memory that a compilation took at most, in bytes; 0 where it was not measured."""
+    """Memory in bytes; 0 where it is not known.
+
+    What a compilation took at most of the host's and of the device's; what a GPU must have in all
+    to serve the engine.
+    """
 
     host_bytes: int = 0
     device_bytes: int = 0
+    serving_device_bytes: int = 0
 
 
 class DecodeStep(Record):

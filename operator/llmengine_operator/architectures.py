@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from llmengine.api.v1alpha1 import Accelerator, EngineStatus, Portability
 from llmengine.architecture import Architecture
+from llmengine.quantity import readable
 from llmengine_operator.config import Config, ExpectedNodes
 from llmengine_operator.observation import Engine, Gpu, Node, Runtime, Taint
 from llmengine_operator.reasons import Reason
@@ -135,6 +136,28 @@ class Landscape:
         """Nodes that could serve but for an obstacle, by reason."""
         return self._obstacles(self._serving)
 
+    def too_small(self, needed: Mapping[Architecture, int]) -> tuple[Skipped, ...]:
+        """Nodes that could serve, were their GPUs not smaller than these bytes."""
+        if not self._any_device:
+            return ()
+        found = [
+            (node, size)
+            for architecture, size in needed.items()
+            for node in self.servers.get(architecture, ())
+            if node.gpu is not None and 0 < node.gpu.memory_bytes < size
+        ]
+        if not found:
+            return ()
+        nodes = [node for node, _ in found]
+        sizes = {node.gpu.memory_bytes for node in nodes if node.gpu is not None}
+        has = ", ".join(map(readable, sorted(sizes)))
+        takes = ", ".join(map(readable, sorted({size for _, size in found})))
+        sentence = (
+            f"{_names(nodes)} {_has(nodes)} GPUs of {has}, and the engine takes one of {takes}: its"
+            " pods keep off; set spec.engine.maxBatchSize or maxSequenceLength lower to use them"
+        )
+        return (Skipped(Reason.GPU_TOO_SMALL, len(nodes), sentence),)
+
     def lack(self, architecture: Architecture) -> Lack | None:
         """Why no node can build for this architecture; None if one can, or may come."""
         if architecture in self.builders or architecture in self.may_build:
@@ -182,7 +205,7 @@ class Landscape:
         )
 
     def _sentence(self, reason: str, nodes: Sequence[Node]) -> str:
-        names, has = _names(nodes), "has" if len(nodes) == 1 else "have"
+        names, has = _names(nodes), _has(nodes)
         gpus = [node.gpu for node in nodes if node.gpu is not None]
         match reason:
             case Reason.GPU_UNLABELLED:
@@ -330,6 +353,10 @@ def _names(nodes: Sequence[Node]) -> str:
     rest = len(names) - _SHOWN
     shown = ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
     return f"node {shown}" if len(names) == 1 else f"nodes {shown}"
+
+
+def _has(nodes: Sequence[Node]) -> str:
+    return "has" if len(nodes) == 1 else "have"
 
 
 def _is(nodes: Sequence[Node]) -> str:

@@ -56,6 +56,7 @@ def desired(
             scope_namespace=row.scope_namespace,
             size_bytes=row.size_bytes,
             grace_seconds=row.termination_grace_period_seconds,
+            gpu_memory_bytes=row.gpu_memory_bytes,
         )
         how = _strategy(observation, serving, config)
         objects.append(ApplyDeployment(deployment(engine, runtime, serving, config, how), initial))

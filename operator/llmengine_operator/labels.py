@@ -32,6 +32,8 @@ class GpuLabel(StrEnum):
     MINOR = "nvidia.com/gpu.compute.minor"
     PRODUCT = "nvidia.com/gpu.product"
     PRESENT = "nvidia.com/gpu.present"
+    # Of one GPU, in MiB.
+    MEMORY = "nvidia.com/gpu.memory"
     # Only where MIG has divided every GPU and the slices are offered as nvidia.com/gpu.
     SLICES = "nvidia.com/gpu.slices.gi"
     TIMESTAMP = "nvidia.com/gfd.timestamp"

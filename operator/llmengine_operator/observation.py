@@ -90,12 +90,14 @@ class Gpu:
     """The GPUs of a node, which are all of one kind, as its labels have them.
 
     `driver`: major, minor, revision. `slices` names what MIG has divided them into.
+    `memory_bytes` of each; 0: the labels do not say.
     """
 
     compute_capability: tuple[int, int]
     device: str
     driver: tuple[int, int, int] | None = None
     slices: str = ""
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from llmengine.api.v1alpha1 import (
     LLMEngineStatus,
 )
 from llmengine.architecture import Architecture, device_name
+from llmengine.quantity import MIB
 from llmengine_operator.attempts import parse_time
 from llmengine_operator.labels import DRIVER_LABELS, GPU, QUEUE, GpuLabel
 from llmengine_operator.observation import Engine, Gpu, KubeObject, Node, Runtime, Taint
@@ -87,11 +88,13 @@ def _gpu(labels: Mapping[str, str], allocatable: Mapping[str, str]) -> Gpu | Non
     numbers = labels.get(GpuLabel.MAJOR, ""), labels.get(GpuLabel.MINOR, "")
     if not product or not all(text.isdecimal() for text in numbers):
         return None
+    memory = labels.get(GpuLabel.MEMORY, "")
     return Gpu(
         compute_capability=(int(numbers[0]), int(numbers[1])),
         device=device_name(product),
         driver=_driver(labels),
         slices=_slices(product, labels, allocatable),
+        memory_bytes=int(memory) * MIB if memory.isdecimal() else 0,
     )
 
 

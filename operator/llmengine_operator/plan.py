@@ -38,7 +38,14 @@ from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.build_job import Order
 from llmengine_operator.rollout import replaced
 from llmengine_operator.switching import switched_together
-from llmengine_operator.targets import UNWATCHED_POLL, Problem, Target, skipped_nodes, targets
+from llmengine_operator.targets import (
+    UNWATCHED_POLL,
+    Problem,
+    Target,
+    skipped_nodes,
+    small_nodes,
+    targets,
+)
 
 PROGRESS_POLL = timedelta(seconds=5)
 _GONE = "no node has this architecture any more: it is given up after 24 h without one"
@@ -95,6 +102,7 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
     wishes = tuple(wish for _, wish in steps if wish is not None)
     retiring = () if _serves_as_wanted(this, wanted) else _unwanted(this, wanted)
     served = [plan.serving for plan in plans if plan.serving is not None]
+    small = small_nodes(engine, this.runtime, observation.nodes, config, served)
     objects = desired(observation, this.runtime.spec, served, config)
     architectures = [target.architecture for target in wanted]
     taken = taken_name(observation, objects)
@@ -102,7 +110,7 @@ def decide(observation: Observation, config: Config, now: datetime) -> Decision:
         taken,
         plans=plans,
         retiring=retiring,
-        skipped=skipped,
+        skipped=(*skipped, *small),
         actions=() if taken else tuple(actions(observation, objects, architectures, retiring)),
         wishes=wishes,
         keys=keys,
@@ -251,6 +259,7 @@ def _cached(this: _Pass, target: Target, stored: StoredEngine) -> TargetPlan:
         scope_namespace=target.scope.namespace,
         size_bytes=manifest.size_bytes,
         termination_grace_period_seconds=_grace(serving, stored, image),
+        gpu_memory_bytes=manifest.footprint.serving_device_bytes or None,
         replaces=replaced(serving, manifest.key, image, this.observation.pods),
     )
     return TargetPlan(target, row, switched, stalled=False, image_waits=waits)

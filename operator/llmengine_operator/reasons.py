@@ -33,6 +33,7 @@ class Reason(StrEnum):
     GPU_UNLABELLED = "GPUUnlabelled"
     MIG_UNSUPPORTED = "MIGUnsupported"
     DRIVER_TOO_OLD = "DriverTooOld"
+    GPU_TOO_SMALL = "GpuTooSmall"
     HOST_UNSUPPORTED = "HostUnsupported"
     GPU_COUNT_UNSUPPORTED = "GPUCountUnsupported"
     CLAIM_NOT_FOUND = "ClaimNotFound"

@@ -5,11 +5,12 @@ Pure. Answers with the targets, or with the one reason why there can be none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llmengine.api.schema import Resources
+from llmengine.api.v1alpha1 import ServingStatus
 from llmengine.architecture import Architecture
 from llmengine.capability import unsupported
 from llmengine.key import CLUSTER, Factor, Scope, engine_factors, readable_keys
@@ -126,6 +127,22 @@ def skipped_nodes(
     if not isinstance(runtime, Found):
         return ()
     return Landscape(engine, runtime.value, nodes, config).skipped()
+
+
+def small_nodes(
+    engine: Engine,
+    runtime: Runtime,
+    nodes: Sequence[Node],
+    config: Config,
+    served: Iterable[ServingStatus],
+) -> tuple[Skipped, ...]:
+    """Nodes of served architectures that pods keep off, for their GPUs are too small."""
+    needed = {
+        Architecture.parse(row.architecture): row.gpu_memory_bytes
+        for row in served
+        if row.gpu_memory_bytes
+    }
+    return Landscape(engine, runtime, nodes, config).too_small(needed)
 
 
 def _nowhere(runtime: Runtime, landscape: Landscape) -> Problem:

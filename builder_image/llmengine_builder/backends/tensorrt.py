@@ -6,7 +6,6 @@ The GPU itself says whether it is the one that the build is for, and computes wh
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +35,11 @@ from llmengine_builder.graph import Model
 from llmengine_server.session import EngineError, Session, device
 from llmengine_server.session.cuda_arena import ELEMENT_BYTES
 from llmengine_server.session.opening import PLAN, open_plan
-from llmengine_server.session.tensorrt_library import installed_version
+from llmengine_server.session.tensorrt_library import installed_version, load_tensorrt
 from llmengine_server.session.tensorrt_memory import Needs, check_memory
 
 # A plan that is larger holds weights more than once: some profile wanted them laid out anew.
 _LARGEST_PLAN = 1.15
-# The release that can compile for all GPUs of a compute capability.
-_PORTABLE_SINCE = (10, 13)
 # Kernels, which even the smallest plan has; and weights laid out twice of models so small that it
 # does not matter: SmolLM2-135M's are on an H200 (481 MiB of plan for 311), and not on an H100.
 _PLAN_CODE = 256 * MIB
@@ -69,12 +66,12 @@ class _TensorRt:
         return True
 
     def check(self, options: CompileOptions) -> None:
-        if options.portable and _release(self.version) < _PORTABLE_SINCE:
+        if options.portable and not _compiles_for_capability():
             raise UnsupportedError(
                 BuildReason.OPTION_UNSUPPORTED,
                 f"TensorRT {self.version} compiles for one model of GPU only; engines for all of a"
-                " compute capability take {}.{}: set spec.engine.portability to Device, or use a"
-                " newer runtime".format(*_PORTABLE_SINCE),
+                " compute capability take 10.9: set spec.engine.portability to Device, or use a"
+                " newer runtime",
             )
         quantization = options.quantization
         for field, value, none in (
@@ -120,19 +117,10 @@ class _TensorRt:
                 f"the model has heads of {model.decoder.head_dim} numbers, and tensorrt takes"
                 f" multiples of {_HEAD_STEP} in this release",
             )
-        limits, cache = _limits(options), _cache(model, options)
         size = _Size.of(model, options)
         memory = device.memory_bytes or 0
-        rows = max(limits.max_batch_tokens, limits.max_batch_size)
-        needs = Needs(
-            engine=size.plan,
-            scratch=activation_bytes(model.decoder, rows, ELEMENT_BYTES[options.dtype.value]),
-            cache=cache,
-            limits=limits,
-            vocabulary=model.decoder.vocabulary,
-        )
         try:
-            check_memory(needs, device.name, memory)
+            check_memory(_needs(model, options, size.plan), device.name, memory)
         except EngineError as error:
             raise BadInputError(BuildReason.GPU_TOO_SMALL, str(error)) from error
         building = int(_DEVICE_WEIGHTS * size.weights) + _DEVICE_BYTES
@@ -168,14 +156,19 @@ class _TensorRt:
         Path(order.timing).write_bytes(timing)
         result = run_compiler(order, self.version, report)
         shutil.rmtree(folder / "weights", ignore_errors=True)
-        _check_plan(Path(order.plan).stat().st_size, _Size.of(model, options))
+        plan_bytes = Path(order.plan).stat().st_size
+        _check_plan(plan_bytes, _Size.of(model, options))
         return CompiledEngine(
             files={PLAN: Path(order.plan)},
             cache=cache,
             limits=limits,
             model_type=decoder.model_type,
             vocabulary=decoder.vocabulary,
-            footprint=Footprint(host_bytes=result.host_bytes, device_bytes=result.device_bytes),
+            footprint=Footprint(
+                host_bytes=result.host_bytes,
+                device_bytes=result.device_bytes,
+                serving_device_bytes=_needs(model, options, plan_bytes).gpu,
+            ),
             warnings=_warnings(model, options),
             timing=Path(order.timing).read_bytes(),
         )
@@ -222,6 +215,19 @@ def _check_plan(found: int, size: _Size) -> None:
         )
 
 
+def _needs(model: Model, options: CompileOptions, plan: int) -> Needs:
+    """What a server takes for a plan of so many bytes; its scratch is estimated."""
+    limits = _limits(options)
+    rows = max(limits.max_batch_tokens, limits.max_batch_size)
+    return Needs(
+        engine=plan,
+        scratch=activation_bytes(model.decoder, rows, ELEMENT_BYTES[options.dtype.value]),
+        cache=_cache(model, options),
+        limits=limits,
+        vocabulary=model.decoder.vocabulary,
+    )
+
+
 def _limits(options: CompileOptions) -> Limits:
     """Those that were asked for; no chunk is longer than a sequence."""
     limits = options.limits
@@ -258,9 +264,13 @@ def _warnings(model: Model, options: CompileOptions) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _release(version: str) -> tuple[int, int]:
-    major, minor = (*re.findall(r"\d+", version), "0", "0")[:2]
-    return int(major), int(minor)
+def _compiles_for_capability() -> bool:
+    """Whether this TensorRT can make engines for all GPUs of a compute capability."""
+    try:
+        levels = load_tensorrt().HardwareCompatibilityLevel
+    except EngineError as error:
+        raise UnsupportedError(BuildReason.BACKEND_INCOMPLETE, str(error)) from error
+    return hasattr(levels, "SAME_COMPUTE_CAPABILITY")
 
 
 def _capability(device: Device) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def compile_order(
     register_attention()
     with DeviceMemory() as memory:
         began = time.monotonic()
-        builder = trt.Builder(logger)
+        builder = _builder(trt, logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger)
         graph = Path(order.graph).read_bytes()
@@ -170,6 +170,14 @@ def compile_order(
             parse_seconds=round(parsed - began, 2),
             build_seconds=round(built - parsed, 2),
         )
+
+
+def _builder(trt: Any, logger: Any) -> Any:
+    """Where it cannot have one, TensorRT 10 aborts the process, and 11 raises TypeError."""
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:
+        raise CompilationError("TensorRT makes no builder") from error
 
 
 def _configure(trt: Any, builder: Any, order: Order, wanted: Callable[[], bool]) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ so in its log only.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,13 @@ class TensorRtEngine:
         self._logger = make_logger(self._trt)
         register_attention()
         self._runtime = self._trt.Runtime(self._logger)
+        if self._logger.failed:
+            # It is none: to use it, or to delete it, would end the process without a word.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runtime))
+            raise EngineError(
+                f"TensorRT {self._trt.__version__} does not start: {self._said()}; is the node's"
+                " NVIDIA driver older than the image's CUDA?"
+            )
         self._engine = self._load(plan)
 
     @property

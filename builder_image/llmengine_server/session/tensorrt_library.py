@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from collections import deque
 from functools import cache
 from importlib import import_module, metadata
@@ -95,7 +96,8 @@ def _compare_with_library(module: Any) -> None:
 
 
 def make_logger(tensorrt: Any, log: Any = None) -> Any:
-    """A logger that remembers the newest warnings and errors, in `messages`.
+    """A logger that remembers the newest warnings and errors, in `messages`, and in `failed`
+    whether there was an error.
 
     `log(severity, text)`: called with every message from INFO on; severities are TensorRT's names.
     """
@@ -105,11 +107,28 @@ def make_logger(tensorrt: Any, log: Any = None) -> Any:
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
             self.messages: deque[str] = deque(maxlen=_REMEMBERED)
+            self.failed = False
 
         def log(self, severity: Any, text: str) -> None:
-            if severity in (levels.INTERNAL_ERROR, levels.ERROR, levels.WARNING):
+            wrong = severity in (levels.INTERNAL_ERROR, levels.ERROR)
+            self.failed = self.failed or wrong
+            if wrong or severity == levels.WARNING:
                 self.messages.append(text)
             if log is not None and severity != levels.VERBOSE:
                 log(severity.name, text)
 
     return Messages()
+
+
+def main() -> int:
+    """Says which TensorRT is here, or what is wrong with it: the last step of an image's build."""
+    try:
+        sys.stdout.write(f"TensorRT {tensorrt_version()}\n")
+    except EngineError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -52,6 +53,11 @@ class Needs:
     @property
     def total(self) -> int:
         return self.engine + self.scratch + self.arena + self.buffers + _OVERHEAD
+
+    @property
+    def gpu(self) -> int:
+        """Memory of the smallest GPU that `check_memory` takes."""
+        return math.ceil(self.total / USABLE)
 
 
 def check_memory(needs: Needs, device: str, memory: int) -> None:

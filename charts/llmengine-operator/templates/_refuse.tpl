@@ -68,4 +68,4 @@
 {{- end -}}
 {{- end -}}
 
-{{- define "llmengine.schemaRevision" -}}3{{- end -}}
+{{- define "llmengine.schemaRevision" -}}4{{- end -}}

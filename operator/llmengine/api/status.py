@@ -100,6 +100,10 @@ class ServingStatus(ApiModel):
         description="Seconds from a pod's notice to its end unless the spec says, derived from the"
         " engine's measured speed; unset: none was measured.",
     )
+    gpu_memory_bytes: int | None = Field(
+        default=None,
+        description="Memory in bytes that a GPU must have to serve the engine; unset: not known.",
+    )
     replicas: int = Field(default=0, description="Pods that are wanted.")
     ready_replicas: int = Field(
         default=0, description="Pods that answer, with those of what this replaces."

@@ -84,6 +84,6 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 # Raised whenever a CRD changes in a way that the operator depends on; the operator compares it
 # with the annotation on the installed CRD and refuses to run on an older one.
-SCHEMA_REVISION = 3
+SCHEMA_REVISION = 4
 SCHEMA_REVISION_ANNOTATION = f"{GROUP}/schema-revision"
 REQUESTED_AT_ANNOTATION = f"{GROUP}/requested-at"

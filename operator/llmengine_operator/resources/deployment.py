@@ -36,7 +36,8 @@ ENGINE, MODELS, RUN = "/engine", "/models", "/run/llmengine"
 
 @dataclass(frozen=True)
 class Serving:
-    """What one Deployment serves. `grace_seconds`: derived for the engine, if it could be."""
+    """What one Deployment serves. `grace_seconds`: derived for the engine, if it could be;
+    `gpu_memory_bytes`: what its GPU must have, if that is known."""
 
     architecture: Architecture
     key: str
@@ -45,6 +46,7 @@ class Serving:
     scope_namespace: str
     size_bytes: int
     grace_seconds: int | None = None
+    gpu_memory_bytes: int | None = None
 
 
 def deployment_name(engine_name: str, architecture: Architecture) -> str:
@@ -82,6 +84,7 @@ def deployment(
         node_selector=options.node_selector,
         tolerations=options.tolerations,
         priority_class_name=options.priority_class_name,
+        gpu_memory=serving.gpu_memory_bytes or 0,
     )
     pod |= {
         # One node's end takes as few of them as can be.

@@ -7,15 +7,22 @@ from typing import Any
 
 from llmengine.api.v1alpha1 import EngineRuntimeSpec
 from llmengine.architecture import Architecture
+from llmengine.quantity import MIB
 from llmengine_operator.labels import DRIVER_LABELS, SHARED, GpuLabel
 
 _HOST = "kubernetes.io/arch"
 
 
 def place(
-    runtime: EngineRuntimeSpec, architecture: Architecture, selector: Mapping[str, str]
+    runtime: EngineRuntimeSpec,
+    architecture: Architecture,
+    selector: Mapping[str, str],
+    gpu_memory: int = 0,
 ) -> dict[str, Any]:
-    """`nodeSelector` of a pod, and for GPUs its `affinity`."""
+    """`nodeSelector` of a pod, and for GPUs its `affinity`.
+
+    `gpu_memory`: bytes that the GPU must have, as far as labels tell.
+    """
     if architecture.compute_capability is None:
         return {"nodeSelector": {**selector, _HOST: architecture.cpu}}
     major, minor = map(str, architecture.compute_capability)
@@ -27,7 +34,13 @@ def place(
     else:
         products = [architecture.device, architecture.device + SHARED]
         whole += [{"key": GpuLabel.PRODUCT.value, "operator": "In", "values": products}]
-    terms = [{"matchExpressions": [*whole, *driver]} for driver in _new_enough(runtime.driver)]
+    # A device's name implies its memory.
+    sizes = _large_enough(0 if architecture.device else gpu_memory)
+    terms = [
+        {"matchExpressions": [*whole, *driver, *size]}
+        for driver in _new_enough(runtime.driver)
+        for size in sizes
+    ]
     required = {"nodeSelectorTerms": terms}
     return {
         "nodeSelector": {**selector, **numbers},
@@ -54,6 +67,14 @@ def _new_enough(driver: tuple[int, int, int] | None) -> list[list[dict[str, Any]
             same_minor = _exactly(of_minor, minor)
             found.append([*same_major, *same_minor, _above(of_revision, revision - 1)])
     return found
+
+
+def _large_enough(needed: int) -> list[list[dict[str, Any]]]:
+    """Alternatives of which one holds for a node whose GPUs have so many bytes, or do not say."""
+    if not needed:
+        return [[]]
+    unlabelled = {"key": GpuLabel.MEMORY.value, "operator": "DoesNotExist"}
+    return [[_above(GpuLabel.MEMORY.value, -(-needed // MIB) - 1)], [unlabelled]]
 
 
 def _above(label: str, number: int) -> dict[str, Any]:

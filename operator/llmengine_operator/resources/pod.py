@@ -68,8 +68,9 @@ def pod_spec(
     node_selector: Mapping[str, str],
     tolerations: Sequence[Toleration],
     priority_class_name: str | None,
+    gpu_memory: int = 0,
 ) -> dict[str, Any]:
-    """A pod's spec without containers and volumes, on nodes of `architecture`."""
+    """A pod's spec without containers and volumes, on nodes of `architecture`. See `place`."""
     defaults = runtime.pod_defaults
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
@@ -82,7 +83,7 @@ def pod_spec(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        **place(runtime, architecture, {**node_selector, **defaults.node_selector}),
+        **place(runtime, architecture, {**node_selector, **defaults.node_selector}, gpu_memory),
     }
     if accepted := accepted_taints(runtime, tolerations):
         spec["tolerations"] = [wire(toleration) for toleration in accepted]

@@ -231,7 +231,7 @@ def test_the_runtime_for_gpus_is_made_when_it_is_enabled_and_has_an_image(helm: 
     spec = find(helm.render(OPERATOR, enabled), "EngineRuntime", name)["spec"]
     assert (spec["backend"], spec["accelerator"]) == ("tensorrt", "nvidia")
     assert "sm_90" in spec["computeCapabilities"]
-    assert spec["minimumDriver"] == "525.60.13"
+    assert spec["minimumDriver"] == "580.65.06"
     assert "runtimeClassName" not in spec
 
 

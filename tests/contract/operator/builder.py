@@ -11,6 +11,7 @@ from llmengine.artifact import (
     Cache,
     Device,
     File,
+    Footprint,
     Limits,
     Manifest,
     ModelFile,
@@ -33,7 +34,9 @@ def request_of(job: dict[str, Any]) -> BuildRequest:
     return BuildRequest.model_validate_json(text)
 
 
-def make_manifest(request: BuildRequest, warnings: tuple[str, ...] = ()) -> Manifest:
+def make_manifest(
+    request: BuildRequest, warnings: tuple[str, ...] = (), gpu_memory: int = 0
+) -> Manifest:
     """The manifest of an engine of 10 MiB, whose bytes nobody fetches here."""
     return Manifest(
         key=request.key,
@@ -51,6 +54,7 @@ def make_manifest(request: BuildRequest, warnings: tuple[str, ...] = ()) -> Mani
             layout="plain", dtype="float32", layers=1, kv_heads=1, head_dim=8, buckets=(64,)
         ),
         device=Device(name=request.architecture),
+        footprint=Footprint(serving_device_bytes=gpu_memory),
         seconds={"Compile": 41.7, "Verify": 0.4},
         warnings=warnings,
         verification=Verification(tokens=8, mean_relative_error=1e-7, max_logit_gap=0.0),
@@ -70,10 +74,13 @@ class Builder:
         place = self.stage.place
         return Store(place.location, place.credentials)
 
-    def publish(self, job: dict[str, Any], warnings: tuple[str, ...] = ()) -> str:
+    def publish(
+        self, job: dict[str, Any], warnings: tuple[str, ...] = (), gpu_memory: int = 0
+    ) -> str:
         """The engine is in the store from now on; the Job still runs. Returns its digest."""
         request = request_of(job)
-        return self.store.publish_manifest(make_manifest(request, warnings), request.scope).digest
+        manifest = make_manifest(request, warnings, gpu_memory)
+        return self.store.publish_manifest(manifest, request.scope).digest
 
     def progress(self, job: dict[str, Any], phase: str, percent: int) -> None:
         request = request_of(job)
@@ -86,9 +93,11 @@ class Builder:
         )
         self.store.put_progress(said, request.scope)
 
-    def finish(self, job: dict[str, Any], warnings: tuple[str, ...] = ()) -> str:
+    def finish(
+        self, job: dict[str, Any], warnings: tuple[str, ...] = (), gpu_memory: int = 0
+    ) -> str:
         """Publish, and end well. Returns the manifest's digest."""
-        digest = self.publish(job, warnings)
+        digest = self.publish(job, warnings, gpu_memory)
         self.end(job)
         return digest
 

@@ -72,10 +72,16 @@ class GpuPool:
         *,
         labels: Mapping[str, str] | None = None,
         driver: str = "550.54.15",
+        memory: int = 0,
         allocatable: Mapping[str, str] | None = None,
     ) -> str:
-        """A node; `labels` in place of those that its product has. Returns its name."""
+        """A node; `labels` in place of those that its product has. Returns its name.
+
+        `memory`: MiB of each GPU, where the node tells.
+        """
         known = labels_of(product, driver) if labels is None else labels
+        if memory:
+            known = {**known, "nvidia.com/gpu.memory": str(memory)}
         (name,) = self.stage.cluster.fake_nodes(
             1,
             manual=True,

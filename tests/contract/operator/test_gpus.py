@@ -255,6 +255,24 @@ def test_products_of_one_compute_capability(
     assert used() == {H100, H100_PCIE}
 
 
+@pytest.mark.usefixtures("operator")
+def test_an_engine_for_every_product_is_served_by_those_with_memory_enough(
+    stage: Stage, builder: Builder, pool: GpuPool
+) -> None:
+    small = pool.add(H100_PCIE, memory=40_000)
+    large = pool.add(H100, memory=81_559)
+    unknown = pool.add(H100)
+    replicas = 16  # as many as those two have GPUs
+    stage.create(engine={"portability": "ComputeCapability"}, serving={"replicas": replicas})
+    builder.finish(until_jobs(stage, "sm_90")["sm_90"], gpu_memory=60 << 30)
+    stage.until_reason("Serving")
+    pods = stage.items(POD, labels="llmengine.io/engine=chat")
+    assert {pod["spec"]["nodeName"] for pod in pods} == {large, unknown}
+    assert skipped(stage)["GpuTooSmall"].startswith(
+        f"node {small} has GPUs of 39.1 GiB, and the engine takes one of 60.0 GiB"
+    )
+
+
 def test_the_times_of_architectures_outlast_the_operator(
     stage: Stage, builder: Builder, pool: GpuPool, clock: Clock
 ) -> None:

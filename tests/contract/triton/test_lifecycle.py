@@ -12,7 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llmengine.artifact import Manifest
+from llmengine.key import engine_key
+from llmengine.last_words import TERMINATION_LOG_VARIABLE
+from llmengine.requests import BuildFailure, ExitCode
 from llmengine_server import alive
 from tests.contract.triton.conftest import MODEL
 from tests.contract.triton.engines import render_repository
@@ -175,18 +180,41 @@ def test_an_engine_that_breaks_while_it_serves_ends_the_container(
     folder, manifest = engine
     # Its cache has one layer fewer than its graph: the first step raises.
     cache = manifest.cache.model_copy(update={"layers": manifest.cache.layers - 1})
-    broken = tmp_path / "engine"
-    broken.mkdir()
-    for path in folder.iterdir():
-        if path.name != "manifest.json":
-            (broken / path.name).symlink_to(path)
-    lying = manifest.model_copy(update={"cache": cache})
-    (broken / "manifest.json").write_bytes(lying.serialize())
-    render_repository(broken, lying, MODEL, tmp_path / "models")
-    with Server(tmp_path / "models", MODEL, tmp_path) as server:
+    models = with_manifest(manifest.model_copy(update={"cache": cache}), folder, tmp_path)
+    with Server(models, MODEL, tmp_path) as server:
         with open_http(server, {"text_input": "a", "max_tokens": 3}):
             assert wait_for_exit(server, 10) == 1
         assert "the engine stopped; the process ends" in server.log.read_text()
+
+
+def test_a_server_that_does_not_serve_its_engine_says_why_in_its_last_words(
+    engine: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = engine
+    factors = {**manifest.factors, "backendVersion": "1.0.0"}
+    old = manifest.model_copy(update={"factors": factors, "key": engine_key(factors)})
+    models = with_manifest(old, folder, tmp_path)
+    monkeypatch.setenv(TERMINATION_LOG_VARIABLE, str(tmp_path / "last"))
+    server = Server(models, MODEL, tmp_path)
+    with pytest.raises(AssertionError, match="the server ended"), server:
+        pass
+    assert server.process.returncode == ExitCode.BAD_INPUT
+    last = BuildFailure.model_validate_json((tmp_path / "last").read_text())
+    assert last.reason == "EngineUnsupported"
+    assert "was built by ONNX Runtime 1.0.0, but this image has" in last.message
+    assert shared_memory(server.http) == []
+
+
+def with_manifest(manifest: Manifest, engine: Path, folder: Path) -> Path:
+    """A model repository for the files of `engine`, described in another way."""
+    changed = folder / "engine"
+    changed.mkdir()
+    for path in engine.iterdir():
+        if path.name != "manifest.json":
+            (changed / path.name).symlink_to(path)
+    (changed / "manifest.json").write_bytes(manifest.serialize())
+    render_repository(changed, manifest, MODEL, folder / "models")
+    return folder / "models"
 
 
 def test_a_server_starts_again_where_another_was_killed(

@@ -18,8 +18,10 @@ CAPABILITIES = {H100: "9.0", H100_PCIE: "9.0", L4: "8.9", A10: "8.6", T4: "7.5"}
 OLD = NOW - seconds(3600)
 
 
-def labels_of(product: str, *, capability: str = "", driver: str = "550.54.15") -> dict[str, str]:
-    """What GPU Feature Discovery says of a whole GPU."""
+def labels_of(
+    product: str, *, capability: str = "", driver: str = "550.54.15", memory: int = 0
+) -> dict[str, str]:
+    """What GPU Feature Discovery says of a whole GPU; of its `memory` in MiB only where given."""
     bare = product.partition("-MIG-")[0].removesuffix("-SHARED")
     major, minor = (capability or CAPABILITIES[bare]).split(".")
     version = dict(zip(("major", "minor", "revision"), driver.split("."), strict=True))
@@ -29,6 +31,7 @@ def labels_of(product: str, *, capability: str = "", driver: str = "550.54.15") 
         "nvidia.com/gpu.compute.major": major,
         "nvidia.com/gpu.compute.minor": minor,
         "nvidia.com/gpu.count": "1",
+        **({"nvidia.com/gpu.memory": str(memory)} if memory else {}),
         **{f"nvidia.com/cuda.driver-version.{part}": text for part, text in version.items()},
     }
 
@@ -56,7 +59,7 @@ def node_object(
 def gpu_node(name: str, product: str, **more: Any) -> Node:
     """A node of a product; `labels` are added, an empty value takes one away."""
     extra = more.pop("labels", {})
-    known = {key: more.pop(key) for key in ("capability", "driver") if key in more}
+    known = {key: more.pop(key) for key in ("capability", "driver", "memory") if key in more}
     labels = {**labels_of(product, **known), **extra}
     node = parse_node(node_object(name, {k: v for k, v in labels.items() if v}, **more))
     assert node is not None

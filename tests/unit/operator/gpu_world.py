@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmengine.api.v1alpha1 import EngineStatus, LLMEngineStatus
+from llmengine.artifact import Footprint
 from llmengine_operator.decision import ApplyDeployment
 from llmengine_operator.observation import AttemptState, Found, Node, NotFound, Verdict
 from llmengine_operator.report import report
@@ -43,14 +44,16 @@ class Gpus(World):
         self.but(manifests={**{key: NotFound() for key in self._keys()}, **known})
         return self
 
-    def stored(self, *names: str, warnings: tuple[str, ...] = ()) -> Gpus:
-        """These are in the store as they are wanted now."""
+    def stored(self, *names: str, warnings: tuple[str, ...] = (), memory: int = 0) -> Gpus:
+        """These are in the store as they are wanted now, and take so many bytes to serve."""
         self.missing()
         found: dict[str, Any] = {}
         for target in self._targets():
             if str(target.architecture) in names:
                 stored = make_stored(target.key, target.factors)
-                manifest = stored.manifest.model_copy(update={"warnings": warnings})
+                footprint = Footprint(serving_device_bytes=memory)
+                said = {"warnings": warnings, "footprint": footprint}
+                manifest = stored.manifest.model_copy(update=said)
                 found[target.key] = Found(replace(stored, manifest=manifest))
         self.but(manifests={**self.observation.manifests, **found})
         return self

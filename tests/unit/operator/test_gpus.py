@@ -10,12 +10,13 @@ import pytest
 
 from llmengine.api.v1alpha1 import EngineState
 from llmengine.architecture import Architecture
+from llmengine.quantity import GIB
 from llmengine_operator.decision import Apply, ApplyDeployment, Decision
 from llmengine_operator.observation import Found, Node
 from llmengine_operator.plan import decide
 from llmengine_operator.resources.build_job import build_job
 from llmengine_operator.resources.placement import place
-from tests.unit.operator.gpu_nodes import H100, L4, T4, gpu_node
+from tests.unit.operator.gpu_nodes import H100, H100_PCIE, L4, T4, gpu_node
 from tests.unit.operator.gpu_world import NODES, A, Gpus, H, L, T
 from tests.unit.operator.world import (
     CONFIG,
@@ -25,6 +26,7 @@ from tests.unit.operator.world import (
     seconds,
 )
 
+MEMORY = "nvidia.com/gpu.memory"
 V2 = {"uri": "s3://models/smollm2", "revision": "v2"}
 
 
@@ -393,6 +395,69 @@ def test_another_portability_serves_before_the_old_engines_go() -> None:
     assert world.served == {L: "v1", "sm_89": "v1"}
     world.rolled_out()
     assert world.served == {"sm_89": "v1"}
+
+
+# GPUs of one compute capability, and of several sizes.
+
+
+ANY_DEVICE: dict[str, Any] = {"engine": {"portability": "ComputeCapability"}}
+BIG, SMALL = gpu_node("big", H100, memory=81559), gpu_node("small", H100_PCIE, memory=40000)
+NEEDED = 60 * GIB
+
+
+def affinity_of(world: Gpus) -> list[dict[str, tuple[str, ...]]]:
+    """The alternatives of the Deployment's pods: by label, what is asked of it."""
+    (deployment,) = objects(world.decide(), "Deployment")
+    node = pod_of(deployment)["affinity"]["nodeAffinity"]
+    terms = node["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return [
+        {e["key"]: (e["operator"], *e.get("values", ())) for e in term["matchExpressions"]}
+        for term in terms
+    ]
+
+
+def test_pods_keep_off_gpus_that_are_too_small_for_their_engine() -> None:
+    world = Gpus(**ANY_DEVICE).on(BIG, SMALL).stored("sm_90", memory=NEEDED - 1)
+    asked = [term.get(MEMORY) for term in affinity_of(world)]
+    # 60 GiB are 61440 MiB: a GPU of just so much is taken, and one that nobody has labelled.
+    assert asked == [("Gt", "61439"), ("DoesNotExist",)]
+    assert world.status().serving[0].gpu_memory_bytes == NEEDED - 1
+
+
+def test_an_older_driver_is_not_taken_for_a_larger_gpu() -> None:
+    world = Gpus(runtime={"minimumDriver": "550.54"}, **ANY_DEVICE)
+    terms = affinity_of(world.on(BIG, SMALL).stored("sm_90", memory=NEEDED))
+    assert all(MEMORY in term for term in terms)
+    assert all(any("driver" in key for key in term) for term in terms)
+
+
+def test_nodes_whose_gpus_are_too_small_are_told_with_numbers() -> None:
+    unknown = gpu_node("unknown", H100_PCIE)
+    world = Gpus(**ANY_DEVICE).on(BIG, SMALL, unknown).stored("sm_90", memory=NEEDED)
+    (told,) = world.status().skipped_nodes
+    assert (told.reason, told.count) == ("GpuTooSmall", 1)
+    assert told.message.startswith(
+        "node small has GPUs of 39.1 GiB, and the engine takes one of 60.0 GiB: its pods keep off"
+    )
+
+
+def test_what_a_node_lacks_is_told_when_there_is_an_engine_that_needs_it() -> None:
+    world = Gpus(**ANY_DEVICE).on(BIG, SMALL)
+    assert world.status().skipped_nodes == []
+    world.stored("sm_90", memory=30 * GIB)
+    assert world.status().skipped_nodes == []
+
+
+def test_an_engine_for_one_product_asks_for_no_memory_that_its_name_implies() -> None:
+    world = Gpus().on(BIG).stored(H, memory=NEEDED)
+    assert [MEMORY in term for term in affinity_of(world)] == [False]
+    assert world.status().serving[0].gpu_memory_bytes == NEEDED
+
+
+def test_an_engine_of_which_nobody_knows_what_it_takes_goes_anywhere() -> None:
+    world = Gpus(**ANY_DEVICE).on(BIG, SMALL).stored("sm_90")
+    assert [MEMORY in term for term in affinity_of(world)] == [False]
+    assert world.status().serving[0].gpu_memory_bytes is None
 
 
 # A node that is not what its labels say.

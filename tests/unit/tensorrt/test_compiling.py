@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -107,6 +108,8 @@ def test_an_engine_is_a_plan_with_a_profile_for_prompts_and_one_for_each_size_of
     assert percents == [50, 99, 100]
     assert engine.footprint.host_bytes > 0
     assert engine.footprint.device_bytes >= 1 << 20
+    # A plan of nothing, 1 GiB that every server takes, 12 MiB of cache; of 92 % of the GPU.
+    assert 1.1 * GIB < engine.footprint.serving_device_bytes < 1.2 * GIB
     assert engine.warnings == ()
 
 
@@ -270,6 +273,17 @@ def test_a_compiler_that_aborts_leaves_its_last_words(
         compile_tiny(backend, tmp_path)
 
 
+def test_a_tensorrt_that_makes_no_builder_is_explained_by_its_log(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT 11 raises TypeError, whose traceback would push the log out of memory."""
+    said = "CUDA driver version is insufficient for CUDA runtime version"
+    monkeypatch.setenv("FAKE_TENSORRT", f"no builder: {said}")
+    with pytest.raises(WrongDeviceError, match="TensorRT makes no builder") as caught:
+        compile_tiny(backend, tmp_path)
+    assert caught.value.reason == BuildReason.DRIVER_TOO_OLD
+
+
 def test_unknown_words_are_told_as_they_were_said() -> None:
     error = explain(["first", "the moon is full"], "10.6.0")
     assert str(error) == "TensorRT 10.6.0 built no engine: first; the moon is full"
@@ -352,9 +366,11 @@ PORTABLE = CompileOptions(DType.BFLOAT16, Quantization(), LIMITS, portable=True)
 
 
 def test_an_engine_for_a_whole_compute_capability_takes_a_tensorrt_that_can_make_it(
-    backend: Backend,
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UnsupportedError, match=r"take 10\.13: set spec.engine.portability") as got:
+    older = SimpleNamespace(HardwareCompatibilityLevel=SimpleNamespace(NONE=0, AMPERE_PLUS=1))
+    monkeypatch.setattr(backend_module, "load_tensorrt", lambda: older)
+    with pytest.raises(UnsupportedError, match=r"take 10\.9: set spec.engine.portability") as got:
         backend.check(PORTABLE)
     assert got.value.exit_code is ExitCode.UNSUPPORTED
 
@@ -362,7 +378,8 @@ def test_an_engine_for_a_whole_compute_capability_takes_a_tensorrt_that_can_make
 def test_an_engine_for_a_whole_compute_capability_is_compiled_as_one(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend_module, "_PORTABLE_SINCE", (10, 6))
+    newer = SimpleNamespace(HardwareCompatibilityLevel=SimpleNamespace(SAME_COMPUTE_CAPABILITY=2))
+    monkeypatch.setattr(backend_module, "load_tensorrt", lambda: newer)
     engine, _ = compile_tiny(backend, tmp_path, PORTABLE)
     assert told(engine)["compatible"] == "SAME_COMPUTE_CAPABILITY"
 

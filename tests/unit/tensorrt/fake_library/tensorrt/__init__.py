@@ -1,7 +1,7 @@
 """As much of TensorRT's module as the compiler calls; a plan tells what it was asked for, as JSON.
 
-FAKE_TENSORRT says how it fails: `abort`, `kill`, `hang`, `parse: WORDS`, `error: WORDS`, or
-`pad: BYTES` for a plan with so many bytes more.
+FAKE_TENSORRT says how it fails: `abort`, `kill`, `hang`, `no builder: WORDS`, `parse: WORDS`,
+`error: WORDS`, or `pad: BYTES` for a plan with so many bytes more.
 """
 
 from __future__ import annotations
@@ -152,6 +152,9 @@ class _Profile:
 class Builder:
     def __init__(self, logger: Any) -> None:
         self._logger = logger
+        if _HOW == "no builder":
+            logger.log(_Severity.ERROR, _WORDS)
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def create_network(self, flags: int) -> dict[str, Any]:
         assert flags == 2, "not strongly typed"
