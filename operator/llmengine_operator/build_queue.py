@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from llmengine_operator.builds import Candidate, schedule
 from llmengine_operator.config import Config
-from llmengine_operator.decision import UNKNOWN_OPTIONS, Decision, Wish
+from llmengine_operator.decision import UNKNOWN_OPTIONS, Decision, EngineId, Wish
 from llmengine_operator.kinds import JOB
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import (
@@ -30,8 +30,6 @@ from llmengine_operator.resources.build_job import build_job, build_namespace, j
 from llmengine_operator.resources.pod import owner_reference
 
 log = logging.getLogger(__name__)
-
-EngineId = tuple[str, str]
 
 # What a waiting build waits for may end unseen: a quota, or a namespace that is not there.
 WAITING_POLL = timedelta(seconds=15)
