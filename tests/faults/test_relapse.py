@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from llmengine_operator.strategy import rolled_out
 from tests.cluster.paths import ClusterError
 from tests.demo.platform import Platform
 from tests.e2e.engines import Engine, Engines, until
@@ -41,6 +42,8 @@ def test_an_engine_whose_server_begins_to_die_stalls_and_serves_again_by_itself(
     make_runtime(platform, DIES_LATER)
     engine = engines.apply("relapse", tiny, runtime=f"bad-{DIES_LATER.name}", serving=SERVING)
     engine.wait_ready(300)
+    path = f"/apis/apps/v1/namespaces/{engine.namespace}/deployments/{engine.name}-amd64"
+    until(lambda: rolled_out(platform.cluster.api.get(path)), "its rollout to be over")
     (pod,) = engine.pods()
     name = pod["metadata"]["name"]
     shell(engine, f"touch {POISON}")
