@@ -14,7 +14,8 @@ import time
 RUN_DIRECTORY = os.environ.get("LLMENGINE_RUN_DIRECTORY", "/run/llmengine")
 # The heartbeat: process id of the loop and the time on the system's monotonic clock.
 HEARTBEAT = "loop"
-# Made by the supervisor when the pod is to stop: take nothing new, finish what runs.
+# Made by the supervisor when the pod is to stop: take nothing new, finish what runs. In it stands
+# until when, in seconds of the system's monotonic clock.
 DRAINING = "draining"
 # Made by the loop when nothing runs any more.
 DRAINED = "drained"

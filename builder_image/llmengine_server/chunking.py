@@ -30,6 +30,11 @@ class Chunking:
         """Seconds that a chunk should take, by what is known."""
         return tokens * (self._seconds_per_token or 0.0)
 
+    def expected_of(self, prompt: int, tokens: int) -> float:
+        """Seconds that a prompt and so many tokens after it take at the least, by what is known."""
+        step = statistics.median(self._steps) if self._steps else 0.0
+        return self.expected(prompt) + tokens * step
+
     def prefilled(self, tokens: int, seconds: float) -> None:
         if tokens >= min(SMALLEST_CHUNK, self._max) or self._seconds_per_token is None:
             self._seconds_per_token = seconds / tokens

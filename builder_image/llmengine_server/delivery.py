@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmengine_server.generation import Event, Finish, Generation
-from llmengine_server.scheduler import Occupancy
+from llmengine_server.scheduler import CUT_OFF, Occupancy
 from llmengine_server.tokenizer import Detokenizer, StopWords
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 # Whether a client is still there costs a question to Triton (0.1 ms).
 _SECONDS_BETWEEN_CHECKS = 0.05
 _SECONDS_BETWEEN_REPORTS = 0.25
-_STOPPED = "the server shut down before the answer was complete: send the request to another one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ class Delivery:
             if not self._closed:
                 self._streams[stream.request.id] = stream
                 return True
-        self._last(stream, Finish.REFUSED, _STOPPED)
+        self._last(stream, Finish.REFUSED, CUT_OFF)
         return False
 
     def publish(self, events: Sequence[Event], at: float) -> None:
@@ -162,7 +161,7 @@ class Delivery:
         with self._lock:
             self._closed = True
         for stream in list(self._streams.values()):
-            self._end(stream, Finish.REFUSED, _STOPPED)
+            self._end(stream, Finish.REFUSED, CUT_OFF)
 
     def accept(self, events: Sequence[Event], at: float) -> None:
         """Add tokens to their streams; streams that end are answered."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from llmengine_server.generation import Event, Finish, Generation
-from llmengine_server.scheduler import Occupancy, Scheduler
+from llmengine_server.scheduler import SHUTTING_DOWN, Occupancy, Scheduler
+
+log = logging.getLogger(__name__)
 
 # An idle loop still shows that it lives.
 _IDLE_SECONDS = 0.5
-_SHUTTING_DOWN = "the server is shutting down: send the request to another one"
 
 
 class Pulse(Protocol):
-    """What the outside sees of the loop, and the outside's wish that it come to an end."""
+    """What the outside sees of the loop, and the outside's wish that it come to an end.
 
-    draining: bool
+    `deadline`: when everything must have been answered, seconds on the system's monotonic clock;
+    None while nobody wishes for an end.
+    """
+
+    deadline: float | None
 
     def beat(self) -> None: ...
 
@@ -70,14 +76,23 @@ class EngineLoop:
         """Turn until `stop`. What the session raises comes out of here: the engine is gone."""
         while not self._stopping:
             self._pulse.beat()
-            events = self._read_inbox()
+            events = [*self._read_inbox(), *self._hurry()]
             if not self._scheduler.idle:
                 # A refusal need not wait for the step.
                 self._tell(listener, events)
                 events = self._scheduler.step()
             self._tell(listener, events)
-            if self._pulse.draining and self._done(listener):
+            if self._pulse.deadline is not None and self._done(listener):
                 self._pulse.tell_drained()
+
+    def _hurry(self) -> list[Event]:
+        """Nobody is left without an answer, be it that there will be none."""
+        if self._pulse.deadline is None:
+            return []
+        events = self._scheduler.hurry(self._pulse.deadline - self._clock())
+        if events:
+            log.warning("%d requests cannot be finished before the server ends", len(events))
+        return events
 
     def _done(self, listener: Listener) -> bool:
         return self._scheduler.idle and self._inbox.empty() and listener.quiet
@@ -104,10 +119,10 @@ class EngineLoop:
             elif isinstance(message, int):
                 if cancelled := self._scheduler.cancel(message):
                     events.append(cancelled)
-            elif self._pulse.draining:
-                # What waited before the drain keeps its place: its client took this server for one
-                # that serves, and may not ask twice.
-                events.append(Event(message.id, None, Finish.REFUSED, _SHUTTING_DOWN))
+            elif self._pulse.deadline is not None:
+                # What waited before the drain keeps its place as long as there is time for it: its
+                # client took this server for one that serves, and may not ask twice.
+                events.append(Event(message.id, None, Finish.REFUSED, SHUTTING_DOWN))
             elif refused := self._scheduler.submit(message):
                 events.append(refused)
         return events

@@ -27,7 +27,7 @@ class Heartbeat:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / alive.HEARTBEAT
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.draining = False
+        self.deadline: float | None = None
 
     def beat(self) -> None:
         """Say that the loop turns, and look for the wish to stop."""
@@ -37,8 +37,8 @@ class Heartbeat:
         self._last = now
         # One write of a fixed width: a reader never sees half of it.
         os.pwrite(self._file, b"%10d %20.3f\n" % (os.getpid(), now), 0)
-        if not self.draining:
-            self.draining = self._draining.exists()
+        if self.deadline is None and self._draining.exists():
+            self.deadline = float(self._draining.read_text())
 
     def tell_drained(self) -> None:
         if not self._told:

@@ -20,6 +20,8 @@ from llmengine_server.session import OutOfMemoryError, Pending, RowLogits, Sessi
 # Waiting requests for each slot; beyond that another server is the better place.
 QUEUE_PER_SLOT = 4
 
+SHUTTING_DOWN = "the server is shutting down: send the request to another one"
+CUT_OFF = "the server shut down before the answer was complete: send the request to another one"
 _SPOILED = (
     "the engine computed a number that is not finite for this request; other requests are not"
     " affected. Retry it, and report the prompt if it happens again"
@@ -168,6 +170,25 @@ class Scheduler:
                 return event
         return None
 
+    def hurry(self, left: float) -> list[Event]:
+        """The server ends in `left` seconds: refuse who waits and could not get its whole answer by
+        then, so that its client can ask elsewhere. Without time left, end everybody.
+        """
+        if left <= 0:
+            running = [self._prefilling, *reversed(self._decoding)]
+            taken = [sequence for sequence in running if sequence is not None]
+            for sequence in taken:
+                self._end(sequence)
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            cut_off = [Event(s.request.id, None, Finish.REFUSED, CUT_OFF) for s in taken]
+            return [*cut_off, *(_turned_away(request) for request in waiting)]
+        expected = self._chunking.expected_of
+        late = [r for r in self._waiting if expected(len(r.prompt), r.max_tokens) > left]
+        for request in late:
+            self._waiting.remove(request)
+        return [_turned_away(request) for request in late]
+
     def step(self) -> list[Event]:
         """Start one prefill chunk or decode step; the tokens of what was started before.
 
@@ -295,3 +316,7 @@ class Scheduler:
             self._decoding[slot] = moved
         if self._prefilling is not None and self._prefilling.past:
             self._session.move(last + 1, last, self._prefilling.past)
+
+
+def _turned_away(request: Generation) -> Event:
+    return Event(request.id, None, Finish.REFUSED, SHUTTING_DOWN)

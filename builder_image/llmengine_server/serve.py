@@ -1,8 +1,8 @@
 """`llmengine-serve`: starts tritonserver and stays as its parent.
 
 Four things Triton does not do by itself: end when the process with the engine is dead; wait for
-generations that run or queue but not for idle connections; send new requests elsewhere meanwhile;
-tell the pod's status why an engine is not served.
+generations that run or queue but not for idle connections; send elsewhere what comes meanwhile, and
+what there is no time for; tell the pod's status why an engine is not served.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from llmengine_server import alive
 TRITON_EXIT_SECONDS = 2
 # From SIGTERM to Triton until it is killed.
 _STOP_SECONDS = TRITON_EXIT_SECONDS + 2
+# Until then every client must have been told how its request ended: a step may be under way.
+_ANSWER_SECONDS = 1
 _LOOK_SECONDS = 0.25
 
 
@@ -88,11 +90,11 @@ class Supervisor:
         return 0
 
     def _drain(self, deadline: float) -> None:
-        """Wait until nothing runs any more."""
+        """Wait until nothing runs any more; what cannot be finished is refused before."""
         if alive.loop_process(str(self._directory)) is None:
             return
-        (self._directory / alive.DRAINING).touch()
-        _say("stopping: what runs or queues is finished, nothing new is taken")
+        self._ask_for_an_end(deadline - _ANSWER_SECONDS)
+        _say("stopping: what runs or queues is finished as time allows, nothing new is taken")
         while time.monotonic() < deadline:
             if (self._directory / alive.DRAINED).exists():
                 return
@@ -102,7 +104,13 @@ class Supervisor:
             ):
                 return
             time.sleep(_LOOK_SECONDS / 5)
-        _say("some generations did not finish within LLMENGINE_EXIT_TIMEOUT and are cut off")
+        _say("some requests are not answered within LLMENGINE_EXIT_TIMEOUT and are cut off")
+
+    def _ask_for_an_end(self, until: float) -> None:
+        wish = self._directory / alive.DRAINING
+        written = wish.with_suffix(".new")
+        written.write_text(f"{until:.3f}\n")
+        written.rename(wish)  # whoever sees it can read it
 
     def _dead_loop(self) -> str | None:
         found = alive.loop_process(str(self._directory))

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from llmengine_operator.builds import Candidate, schedule
 from llmengine_operator.config import Config
-from llmengine_operator.decision import UNKNOWN_OPTIONS, Decision, Wish
+from llmengine_operator.decision import UNKNOWN_OPTIONS, Decision, EngineId, Wish
 from llmengine_operator.kinds import JOB
 from llmengine_operator.kube import Kube
 from llmengine_operator.kube_errors import (
@@ -30,8 +30,6 @@ from llmengine_operator.resources.build_job import build_job, build_namespace, j
 from llmengine_operator.resources.pod import owner_reference
 
 log = logging.getLogger(__name__)
-
-EngineId = tuple[str, str]
 
 # What a waiting build waits for may end unseen: a quota, or a namespace that is not there.
 WAITING_POLL = timedelta(seconds=15)
@@ -209,13 +207,10 @@ class BuildQueue:
         """Make the Jobs whose turn it is; for the others, what they wait for."""
         made = {(build.attempt.namespace, build.attempt.name) for build in builds}
         by_key: dict[str, Wish] = {}
-        for wish in sorted(due, key=lambda w: (not w.first, w.since)):
+        for wish in sorted(due, key=lambda w: _candidate(w).turn):
             if _place(wish, self._config) not in made:  # else its engine has yet to see the Job
                 by_key.setdefault(wish.order.target.key, wish)
-        candidates = [
-            Candidate(key, str(wish.order.target.architecture), wish.first, wish.since)
-            for key, wish in by_key.items()
-        ]
+        candidates = [_candidate(wish) for wish in by_key.values()]
         plan = schedule(candidates, [b.attempt for b in builds], self._config.builds)
         waiting = dict(plan.waiting)
         for key in plan.start:
@@ -237,6 +232,17 @@ class BuildQueue:
             return f"the Job was refused in namespace {place}: {error.message}"
         log.info("started Job %s/%s", place, name)
         return ""
+
+
+def _candidate(wish: Wish) -> Candidate:
+    target = wish.order.target
+    return Candidate(
+        key=target.key,
+        architecture=str(target.architecture),
+        first=wish.first,
+        since=wish.since,
+        engine="/".join(wish.order.engine.id),
+    )
 
 
 def _place(wish: Wish, config: Config) -> tuple[str, str]:

@@ -220,12 +220,20 @@ def back_off(tried: int) -> timedelta:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A build that may start now, as the queue orders it."""
+    """A build that may start now. `engine` is the one that wishes for it, NAMESPACE/NAME."""
 
     key: str
     architecture: str
     first: bool
     since: datetime
+    engine: str
+
+    @property
+    def turn(self) -> tuple[bool, datetime, str, str, str]:
+        """What the queue goes by. Times are in whole seconds, so names decide between those who
+        came in the same one.
+        """
+        return not self.first, self.since, self.engine, self.architecture, self.key
 
 
 @dataclass(frozen=True)
@@ -239,7 +247,7 @@ class Schedule:
 def schedule(
     candidates: Sequence[Candidate], attempts: Sequence[Attempt], limits: BuildsConfig
 ) -> Schedule:
-    """Which candidates start: first builds before rebuilds, then the oldest wish.
+    """Which candidates start: first builds before rebuilds, then the oldest wish, then by name.
 
     A Job that waits for a Secret, an image, a quota or a node takes nobody's place: one broken
     build must not block the next.
@@ -250,7 +258,7 @@ def schedule(
     total = len(busy)
     start: list[str] = []
     waiting: dict[str, str] = {}
-    for candidate in sorted(candidates, key=lambda c: (not c.first, c.since, c.key)):
+    for candidate in sorted(candidates, key=lambda c: c.turn):
         if candidate.key in building:
             continue
         here = per_architecture[candidate.architecture]

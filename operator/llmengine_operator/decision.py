@@ -12,6 +12,8 @@ from llmengine_operator.architectures import Skipped
 from llmengine_operator.resources.build_job import Order
 from llmengine_operator.targets import Problem, Target
 
+EngineId: TypeAlias = tuple[str, str]
+
 # The digest of the build options of a key that is wanted, nobody knows with which.
 UNKNOWN_OPTIONS = ""
 
@@ -102,7 +104,8 @@ class Decision:
     """What ought to be. `problem` set: nothing new can be planned, what serves is left alone.
 
     `keys` are all keys that the engine wants, built or not, each with the digest of the options
-    that it would be built with; `retiring` serves on, as it is, until what is wanted does.
+    that it would be built with; `retiring` serves on, as it is, until what is wanted does;
+    `rolling` are the engines, of whatever namespace, that follow a new image before this one may.
     """
 
     problem: Problem | None = None
@@ -113,3 +116,4 @@ class Decision:
     wishes: tuple[Wish, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     handled_request: str | None = None
+    rolling: frozenset[EngineId] = frozenset()

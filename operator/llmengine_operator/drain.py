@@ -1,7 +1,8 @@
 """How long a pod may take to end: as long as the longest generation that it may be running. Pure.
 
 Derived once for an engine and kept with it in the status: pods must not roll because a later
-release reckons otherwise.
+release reckons otherwise. What queues is not counted, for that would be five times as long: the
+server finishes of it what the time allows, and refuses the rest (`llmengine_server.scheduler`).
 """
 
 from __future__ import annotations

@@ -36,6 +36,27 @@ def is_ready(pod: KubeObject) -> bool:
     return _condition(pod, "Ready").get("status") == "True"
 
 
+def not_ready_since(pod: KubeObject) -> datetime | None:
+    """Since when the pod is not ready; None where it is."""
+    condition = _condition(pod, "Ready")
+    if condition.get("status") == "True":
+        return None
+    since = condition.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"]
+    return datetime.fromisoformat(since)
+
+
+def is_active(pod: KubeObject) -> bool:
+    """Whether it may serve yet: neither ended for good, as by an eviction, nor on its way out."""
+    ended = pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
+    return not ended and "deletionTimestamp" not in pod["metadata"]
+
+
+def restarts(pod: KubeObject, container: str) -> int:
+    """How often a container of the pod was started anew."""
+    found = container_of(pod.get("status", {}).get("containerStatuses", []), container)
+    return int(found.get("restartCount", 0))
+
+
 def has_proved_itself(pod: KubeObject, seconds: timedelta, now: datetime) -> bool:
     """Whether the pod has been ready for so long: what its Deployment calls available."""
     if not is_ready(pod):

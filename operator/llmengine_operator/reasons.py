@@ -22,6 +22,7 @@ class Reason(StrEnum):
     WAITING_FOR_QUOTA = "WaitingForQuota"
     FETCH_FAILED = "FetchFailed"
     CRASH_LOOPING = "CrashLooping"
+    PODS_NOT_READY = "PodsNotReady"
     ROLLOUT_FAILED = "RolloutFailed"
     PODS_REFUSED = "PodsRefused"
     # What the spec asks for

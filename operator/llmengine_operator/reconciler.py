@@ -216,7 +216,7 @@ class Reconciler:
         if waits and self._gate.enter(engine.id):
             may_roll = replace(observation, may_roll_image=True)
             return decide(may_roll, self._config, self._now())
-        return decision
+        return replace(decision, rolling=self._gate.holders()) if waits else decision
 
     def _next_rollout(self) -> None:
         """A place at the gate is free: those who wait for it look again."""

@@ -1,4 +1,4 @@
-"""How far a Deployment is with what it was last told to serve. Pure."""
+"""How far a Deployment is with what it was last told to serve, and whether it still does. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from llmengine.architecture import Architecture
 from llmengine_operator.attempts import parse_time
 from llmengine_operator.labels import Annotation, Label
 from llmengine_operator.observation import KubeObject
-from llmengine_operator.pods import container_of, has_proved_itself, is_ready, newest, trouble
+from llmengine_operator.pods import (
+    container_of,
+    has_proved_itself,
+    is_active,
+    is_ready,
+    newest,
+    not_ready_since,
+    restarts,
+    trouble,
+    waiting,
+)
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import SERVER
 from llmengine_operator.strategy import gives_way, moved, rolled_out
@@ -54,13 +64,23 @@ def rollout(
     wanted = spec.get("replicas", 1)
     ready = min(sum(is_ready(pod) for pod in pods), wanted) if pods else 0
     settled = not just_applied and _key(deployment) == row.key
-    first = row.replaces is None
     has_moved = settled and moved(deployment)
-    if settled and (rolled_out(deployment) or (first and rolled_out(deployment, "readyReplicas"))):
+    # What takes nobody's place counts at once, unless it has ended before.
+    at_once = row.replaces is None and not _up_again(deployment, pods, now)
+    if settled and (
+        rolled_out(deployment) or (at_once and rolled_out(deployment, "readyReplicas"))
+    ):
         return Rollout(True, Reason.SERVING, replicas=wanted, ready=wanted, moved=has_moved)
-    reason, message, stalled = _why(deployment, pods, row.key, complaints, now)
+    # Else what its controller says is about what it was told before.
+    informed = (
+        settled and status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    )
+    reason, message, stalled = _why(deployment, pods, row.key, complaints, now, informed=informed)
     updated = status.get("updatedReplicas", 0)
     text = message or f"{updated} of {wanted} pods are of the newest template, {ready} are ready"
+    if message and informed and _went_through(deployment):
+        serve = f"{ready} of {wanted} pods serve" if ready else "no pod serves"
+        text = f"{serve}; {message}"
     if gives_way(deployment) and not stalled and reason in _NO_TROUBLE:
         reason = Reason.MAKING_ROOM
         text = f"old pods make room before new ones come; {text}"
@@ -76,27 +96,36 @@ _HOPELESS = frozenset({Reason.FETCH_FAILED, Reason.CONTAINER_CONFIG_INVALID})
 _NO_TROUBLE = frozenset({Reason.ROLLING_OUT, Reason.UNSCHEDULABLE})
 
 
+# A pod has no place yet: no fault of its own, and the next node or quota is one.
+_NO_PLACE = frozenset({Reason.UNSCHEDULABLE, Reason.WAITING_FOR_QUOTA})
+
+
 def _why(
     deployment: KubeObject,
     pods: Sequence[KubeObject],
     key: str,
     complaints: Mapping[str, str],
     now: datetime,
+    *,
+    informed: bool,
 ) -> tuple[str, str, bool]:
-    pod = _hindrance(deployment, pods, key, now)
+    fallen = _fallen(deployment, pods, key, now) if informed else None
+    pod = fallen or _hindrance(deployment, pods, key, now)
     reason, message = trouble(pod) if pod is not None else ("", "")
     if pod is not None:
         name = pod["metadata"]["name"]
         message = message or complaints.get(name, "")
         message = message and f"pod {name}: {message}"
-    conditions = _conditions(deployment)
-    refusal = conditions.get("ReplicaFailure", {})
+    refusal = _conditions(deployment).get("ReplicaFailure", {})
     if pod is None and refusal.get("status") == "True":
         # No pod was made, so only the Deployment can say why: a quota, or an admission policy.
         message = str(refusal.get("message", ""))
         quota = "exceeded quota" in message
         return Reason.QUOTA_EXCEEDED if quota else Reason.PODS_REFUSED, message, True
-    if _overdue(deployment):
+    if fallen is not None:
+        name = fallen["metadata"]["name"]
+        return reason or Reason.PODS_NOT_READY, message or f"pod {name} is not ready", True
+    if informed and _overdue(deployment):
         return reason or Reason.ROLLOUT_FAILED, message or "its pods do not get ready", True
     hopeless = reason in _HOPELESS
     if pod is not None and reason == Reason.CRASH_LOOPING:
@@ -108,8 +137,28 @@ def _hindrance(
     deployment: KubeObject, pods: Sequence[KubeObject], key: str, now: datetime
 ) -> KubeObject | None:
     """The newest pod of the key that does not serve yet."""
-    seconds = timedelta(seconds=deployment["spec"].get("minReadySeconds", 0))
-    return newest([p for p in pods if _key(p) == key and not has_proved_itself(p, seconds, now)])
+    return newest(_unproved(deployment, pods, key, now))
+
+
+def _unproved(
+    deployment: KubeObject, pods: Sequence[KubeObject], key: str, now: datetime
+) -> list[KubeObject]:
+    seconds = _to_prove(deployment)
+    return [p for p in pods if _key(p) == key and not has_proved_itself(p, seconds, now)]
+
+
+def _to_prove(deployment: KubeObject) -> timedelta:
+    """How long a pod has to be ready before it counts."""
+    return timedelta(seconds=deployment["spec"].get("minReadySeconds", 0))
+
+
+def _up_again(deployment: KubeObject, pods: Sequence[KubeObject], now: datetime) -> bool:
+    """A server has ended, and is ready again only just: it may end of the same in a moment."""
+    seconds = _to_prove(deployment)
+    return any(
+        is_ready(pod) and restarts(pod, SERVER) > 0 and not has_proved_itself(pod, seconds, now)
+        for pod in pods
+    )
 
 
 def _conditions(deployment: KubeObject) -> dict[str, Mapping[str, str]]:
@@ -120,9 +169,21 @@ def _overdue(deployment: KubeObject) -> bool:
     return _progress(deployment) == "ProgressDeadlineExceeded"
 
 
+def _went_through(deployment: KubeObject) -> bool:
+    """Its pods have all served once: to its controller a rollout is over for good then, whatever
+    becomes of them.
+    """
+    return _progress(deployment) == "NewReplicaSetAvailable"
+
+
 def _progress(deployment: KubeObject) -> str:
     """What its own controller says of how far it is, in a word."""
     return _conditions(deployment).get("Progressing", {}).get("reason", "")
+
+
+def _allowed(deployment: KubeObject) -> timedelta:
+    """How long a rollout may take without progress."""
+    return timedelta(seconds=deployment["spec"].get("progressDeadlineSeconds", 600))
 
 
 def _crashes_for_long(deployment: KubeObject, pod: KubeObject, now: datetime) -> bool:
@@ -130,19 +191,52 @@ def _crashes_for_long(deployment: KubeObject, pod: KubeObject, now: datetime) ->
 
     To its Deployment a pod that gets ready before each crash is progress, again and again.
     """
-    if _progress(deployment) == "NewReplicaSetAvailable":
+    if _went_through(deployment):
         return False
-    allowed = timedelta(seconds=deployment["spec"].get("progressDeadlineSeconds", 600))
-    return now - parse_time(pod["metadata"]["creationTimestamp"]) > allowed
+    return now - parse_time(pod["metadata"]["creationTimestamp"]) > _allowed(deployment)
+
+
+def _fallen(
+    deployment: KubeObject, pods: Sequence[KubeObject], key: str, now: datetime
+) -> KubeObject | None:
+    """The newest pod that has not served for longer than a rollout may take, after one that went
+    through. A pod without a place is none: an autoscaler may want more than there is room for.
+    """
+    if not _went_through(deployment):
+        return None
+    since = (
+        (pod, _down_since(deployment, pods, pod))
+        for pod in _unproved(deployment, pods, key, now)
+        if is_active(pod) and waiting(pod)[0] not in _NO_PLACE
+    )
+    return newest([pod for pod, time in since if time and now - time > _allowed(deployment)])
+
+
+def _down_since(
+    deployment: KubeObject, pods: Sequence[KubeObject], pod: KubeObject
+) -> datetime | None:
+    """A pod that gets ready for a moment before each crash was never up to its Deployment, which
+    knows since when it lacks pods, unless it lacks others, too.
+    """
+    own = not_ready_since(pod)
+    lacks = _conditions(deployment).get("Available", {})
+    if trouble(pod)[0] != Reason.CRASH_LOOPING or lacks.get("status") != "False":
+        return own
+    if any(waiting(other)[0] in _NO_PLACE for other in pods):
+        return own
+    created = parse_time(pod["metadata"]["creationTimestamp"])
+    crashing = max(created, parse_time(lacks["lastTransitionTime"]))
+    return min(own, crashing) if own else crashing
 
 
 def silent_pod(
     deployment: KubeObject, pods: Sequence[KubeObject], now: datetime
 ) -> KubeObject | None:
-    """The pod that a rollout has waited for too long and that says nothing itself."""
-    if not _overdue(deployment):
-        return None
-    pod = _hindrance(deployment, pods, _key(deployment) or "", now)
+    """The pod that was waited for too long and that says nothing itself."""
+    key = _key(deployment) or ""
+    pod = _fallen(deployment, pods, key, now)
+    if pod is None and _overdue(deployment):
+        pod = _hindrance(deployment, pods, key, now)
     return pod if pod is not None and trouble(pod) == ("", "") else None
 
 

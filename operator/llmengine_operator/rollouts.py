@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-EngineId = tuple[str, str]
+from llmengine_operator.decision import EngineId
 
 
 class RolloutGate:
@@ -40,6 +40,11 @@ class RolloutGate:
                 return False
             self._rolling.add(engine)
             return True
+
+    def holders(self) -> frozenset[EngineId]:
+        """Who has a place now: those that the others wait for."""
+        with self._lock:
+            return frozenset(self._rolling)
 
     def resume(self, engine: EngineId) -> None:
         """The engine is found rolling: it holds a place, be it one too many."""

@@ -1,4 +1,4 @@
-"""Writes an engine's status, only when it differs, and an Event when Ready changes its reason."""
+"""Writes an engine's status, only when it differs, and an Event when Ready changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StatusWriter:
     ) -> None:
         old = find(before.conditions, ConditionType.READY)
         new = find(after.conditions, ConditionType.READY)
-        if new is None or (old is not None and old.reason == new.reason):
+        if new is None or (old and (old.status, old.reason) == (new.status, new.reason)):
             return
         self._kube.event(
             {"apiVersion": API_VERSION, "kind": "LLMEngine", "metadata": metadata},

@@ -69,7 +69,7 @@ class NoMeter:
 class NoPulse:
     """Tells nobody."""
 
-    draining = False
+    deadline: float | None = None
 
     def beat(self) -> None: ...
 

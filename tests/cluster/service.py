@@ -98,7 +98,8 @@ class Service:
                     start_new_session=True,  # an interrupt from the terminal is for the tests alone
                 )
         try:
-            wait_for(lambda: not self.running() or self._listens(), 10, interval=0.01)
+            # Long, for a machine that is busy: the end of the process ends it at once.
+            wait_for(lambda: not self.running() or self._listens(), 60, interval=0.01)
             listens = self.running()
         except WaitTimeoutError:
             listens = False

@@ -44,6 +44,25 @@ echo "illegal memory access was encountered" >&2
 exit 7
 """
 
+# It serves like the good one, until something is in its folder that outlives its containers: then
+# it dies a moment after it got ready, again and again.
+POISON = "/run/llmengine/poison"
+_DIES_LATER = b"""#!/bin/sh
+/opt/llmengine/bin/python -m llmengine_server.serve &
+server=$!
+trap 'kill $server; wait $server; exit 0' TERM
+while kill -0 $server; do
+    if [ -e /run/llmengine/poison ] && llmengine-alive --ready 2>/dev/null; then
+        sleep 2
+        kill -9 $server
+        echo "uncorrectable ECC error encountered" >&2
+        exit 8
+    fi
+    sleep 0.2
+done
+exit 4
+"""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -64,6 +83,8 @@ NEVER_STARTS = Fault(
 )
 PROBE_FAILS = Fault("probe-fails", "llmengine-alive", _PROBE_FAILS, "the device was lost")
 DIES_SOON = Fault("dies-soon", "llmengine-serve", _DIES_SOON, "illegal memory access")
+DIES_LATER = Fault("dies-later", "llmengine-serve", _DIES_LATER, "uncorrectable ECC error")
+# Those that never serve.
 ALL = (CRASHES, NEVER_STARTS, PROBE_FAILS, DIES_SOON)
 
 

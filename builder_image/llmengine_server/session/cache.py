@@ -6,7 +6,7 @@ length are zero or left over; nothing reads them, but a non-finite one would sti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,13 @@ class KvCache:
     """Keys and values of `slots` sequences, one array a layer, owned here.
 
     `keys[i]` and `values[i]` are `[slots, kv_heads, length, head_dim]`, float32. They are replaced
-    when `length` changes, and `generation` then counts up: whoever bound their memory must bind
-    anew.
+    when `length` changes, and `let_go` is called before: whoever bound their memory must give it
+    back then, or the whole cache would exist twice.
     """
 
-    def __init__(self, cache: Cache, slots: int) -> None:
+    def __init__(self, cache: Cache, slots: int, let_go: Callable[[], None] = lambda: None) -> None:
         self.slots = slots
-        self.generation = 0
+        self._let_go = let_go
         self._shape = (cache.kv_heads, cache.head_dim)
         self._lengths = SlotLengths(cache.buckets, slots)
         self.length = self._lengths.length
@@ -91,6 +91,7 @@ class KvCache:
         if self.length == self._lengths.length:
             return
         length = self._lengths.length
+        self._let_go()
         # Layer by layer, so that only one layer ever exists twice.
         for arrays in (self.keys, self.values):
             for layer, old in enumerate(arrays):
@@ -100,7 +101,6 @@ class KvCache:
                     new[slot, :, :kept] = old[slot, :, :kept]
                 arrays[layer] = new
         self.length = length
-        self.generation += 1
 
     def _zeros(self, length: int) -> Rows:
         kv_heads, head_dim = self._shape

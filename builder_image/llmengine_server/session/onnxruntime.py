@@ -72,9 +72,8 @@ class OnnxRuntimeSession:
         self._vocabulary = vocabulary
         self._layers = cache.layers
         self._row = (cache.kv_heads, 1, cache.head_dim)
-        self._cache = KvCache(cache, limits.max_batch_size)
         self._steps: dict[int, _Step] = {}
-        self._bound = self._cache.generation
+        self._cache = KvCache(cache, limits.max_batch_size, let_go=self._steps.clear)
 
     @property
     def slots(self) -> int:
@@ -150,9 +149,6 @@ class OnnxRuntimeSession:
         """Nothing to do: memory goes with the session."""
 
     def _step(self, batch: int) -> _Step:
-        if self._bound != self._cache.generation:
-            self._steps.clear()
-            self._bound = self._cache.generation
         if batch not in self._steps:
             keys = [key[:batch] for key in self._cache.keys]
             values = [value[:batch] for value in self._cache.values]

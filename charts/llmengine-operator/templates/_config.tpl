@@ -28,8 +28,8 @@ builds:
   namespace: {{ .Values.builds.namespace }}
   maxConcurrent: {{ .Values.builds.maxConcurrent | int }}
   maxConcurrentPerArchitecture: {{ .Values.builds.maxConcurrentPerArchitecture | int }}
-  {{- $class := .Values.builds.priorityClass }}
-  priorityClassName: {{ .Values.builds.priorityClassName | default (ternary $class.name "" $class.create) | quote }}
+  {{- $made := ternary (include "llmengine.buildClass" .) "" .Values.builds.priorityClass.create }}
+  priorityClassName: {{ .Values.builds.priorityClassName | default $made | quote }}
 rollouts:
   maxConcurrent: {{ .Values.rollouts.maxConcurrent | int }}
   minReadySeconds: {{ .Values.rollouts.minReadySeconds | int }}

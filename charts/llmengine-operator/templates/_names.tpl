@@ -24,6 +24,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.serviceAccount.name | default (ternary (include "llmengine.fullname" .) "default" .Values.serviceAccount.create) -}}
 {{- end -}}
 
+{{- /* Of the PriorityClass that the chart makes. It has no namespace, so no two releases may share it. */ -}}
+{{- define "llmengine.buildClass" -}}
+{{- .Values.builds.priorityClass.name | default (printf "%s-build" (include "llmengine.fullname" .)) -}}
+{{- end -}}
+
 {{- /* Of a map with repository, tag and digest. Takes (list image root). */ -}}
 {{- define "llmengine.image" -}}
 {{- $image := index . 0 -}}

@@ -82,9 +82,9 @@ ALTERNATIVES: dict[str, Any] = {
     "builds.maxConcurrentPerArchitecture": 3,
     "builds.resourceQuota": {"requests.cpu": "16", "pods": 4},
     "builds.networkPolicy": False,
-    "builds.priorityClass.create": True,
+    "builds.priorityClass.create": False,
     "builds.priorityClass.name": "slow",
-    "builds.priorityClass.value": -5,
+    "builds.priorityClass.value": -2,
     "builds.priorityClassName": "batch",
     "rollouts.maxConcurrent": 2,
     "rollouts.minReadySeconds": 10,
@@ -124,8 +124,6 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "image.tag": {},
     "leaderElection.enabled": {"replicas": 1},
     "pullSecrets": at("image.pullSecrets", ["registry"]),
-    "builds.priorityClass.name": at("builds.priorityClass.create", True),
-    "builds.priorityClass.value": at("builds.priorityClass.create", True),
     "metrics.serviceMonitor.interval": at("metrics.serviceMonitor.enabled", True),
     "metrics.serviceMonitor.labels": at("metrics.serviceMonitor.enabled", True),
     "metrics.podMonitor.interval": at("metrics.podMonitor.enabled", True),
@@ -153,6 +151,11 @@ def after(path: str) -> dict[str, Any]:
 def everything() -> dict[str, Any]:
     """All at once, but for those that exclude one another."""
     left_out = {"leaderElection.enabled", "serviceAccount.create", "builds.createNamespace"}
-    left_out |= {"builds.networkPolicy", "userRoles.aggregate", "userRoles.runtimeReaders"}
+    left_out |= {
+        "builds.priorityClass.create",
+        "builds.networkPolicy",
+        "userRoles.aggregate",
+        "userRoles.runtimeReaders",
+    }
     changed = (at(path, value) for path, value in ALTERNATIVES.items() if path not in left_out)
     return merged(MINIMAL, *changed)

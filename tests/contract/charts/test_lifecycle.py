@@ -108,6 +108,12 @@ def test_an_install_makes_the_operator_and_its_runtimes(
     assert deployment["spec"]["replicas"] == 1
     builds = chart_cluster.api.get("/api/v1/namespaces/llmengine-builds")
     assert builds["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    made = "priorityclass.scheduling.k8s.io/llmengine-operator-build"
+    assert _config(chart_cluster)["builds"]["priorityClassName"] == made.partition("/")[2]
+    assert made in _names(chart_cluster, "priorityclasses")
+    _upgrade(installed, merged(MINIMAL, at("builds.priorityClass.create", False)))
+    assert _config(chart_cluster)["builds"]["priorityClassName"] == ""
+    assert made not in _names(chart_cluster, "priorityclasses")
 
 
 def test_everything_is_installed_at_once(installed: Helm, chart_cluster: Cluster) -> None:

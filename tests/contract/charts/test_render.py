@@ -67,7 +67,11 @@ def test_every_value_changes_something(helm: Helm, path: str) -> None:
 def test_the_operator_reads_its_configuration(helm: Helm, tmp_path: Path) -> None:
     config = _config(helm, MINIMAL, tmp_path)
     assert config == Config.model_validate(
-        {"namespace": "llmengine-system", "store": {"bucket": "engines"}}
+        {
+            "namespace": "llmengine-system",
+            "store": {"bucket": "engines"},
+            "builds": {"priorityClassName": "llmengine-operator-build"},
+        }
     )
 
 
@@ -334,17 +338,17 @@ def test_servers_are_found_by_prometheus_in_every_namespace_that_may_serve(helm:
 @pytest.mark.parametrize(
     ("builds", "name"),
     [
-        pytest.param({}, "", id="none by default"),
-        pytest.param({"priorityClass": {"create": True}}, "llmengine-build", id="the one it makes"),
+        pytest.param({}, "llmengine-operator-build", id="the release's own by default"),
+        pytest.param({"priorityClass": {"name": "slow"}}, "slow", id="by another name"),
+        pytest.param({"priorityClass": {"create": False}}, "", id="none"),
         pytest.param(
-            {"priorityClass": {"create": True, "name": "slow"}}, "slow", id="by another name"
+            {"priorityClass": {"create": False, "name": "slow"}}, "", id="none that is not made"
         ),
-        pytest.param({"priorityClass": {"name": "slow"}}, "", id="none that is not made"),
         pytest.param({"priorityClassName": "batch"}, "batch", id="one that is there already"),
         pytest.param(
-            {"priorityClass": {"create": True}, "priorityClassName": "batch"},
+            {"priorityClass": {"create": False}, "priorityClassName": "batch"},
             "batch",
-            id="one that is there already, beside the one that is made",
+            id="one that is there already, and none is made",
         ),
     ],
 )
@@ -358,12 +362,28 @@ def test_builds_that_name_no_priority_class_have_that_of_the_chart(
 def test_the_priority_class_of_builds_is_below_what_serves_and_takes_no_node_from_others(
     helm: Helm,
 ) -> None:
-    rendered = helm.render(OPERATOR, merged(MINIMAL, at("builds.priorityClass.create", True)))
-    made = find(rendered, "PriorityClass")
-    assert made["metadata"]["name"] == "llmengine-build"
+    made = find(helm.render(), "PriorityClass")
     assert made["value"] < 0, "pods without a class have 0"
+    assert made["value"] >= -10, "no cluster autoscaler adds a node for less"
     assert made["preemptionPolicy"] == "Never"
     assert not made.get("globalDefault", False)
+
+
+def test_no_two_releases_make_the_same_priority_class(helm: Helm) -> None:
+    names = {
+        find(helm.render(OPERATOR, MINIMAL, release=release), "PriorityClass")["metadata"]["name"]
+        for release in ("llmengine-operator", "blue", "green")
+    }
+    assert names == {
+        "llmengine-operator-build",
+        "blue-llmengine-operator-build",
+        "green-llmengine-operator-build",
+    }
+
+
+def test_a_release_that_may_make_no_priority_class_makes_none(helm: Helm) -> None:
+    values = merged(MINIMAL, at("builds.priorityClass.create", False))
+    assert of_kind(helm.render(OPERATOR, values), "PriorityClass") == []
 
 
 def _config(helm: Helm, values: dict[str, Any], folder: Path) -> Config:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from llmengine.api.crd import engine_crd
 from llmengine.api.v1alpha1 import API_VERSION, LLMEngineStatus
 from llmengine.artifact import BuildProgress
 from llmengine.requests import BuildReason
+from llmengine_operator.conditions import rfc3339
 from llmengine_operator.decision import ApplyDeployment
 from llmengine_operator.kinds import LLMENGINE
 from llmengine_operator.labels import MANAGED, Label
@@ -132,7 +134,7 @@ def failed(reason: str, verdict: Verdict = Verdict.FINAL, **more: Any) -> World:
 def with_deployment_status(world: World, **status: Any) -> World:
     child = world.observation.children["Deployment", "chat-amd64"]
     assert isinstance(child, Found)
-    changed = Found({**child.value, "status": status})
+    changed = Found({**child.value, "status": {"observedGeneration": 1, **status}})
     return world.but(children={**world.observation.children, ("Deployment", "chat-amd64"): changed})
 
 
@@ -164,6 +166,18 @@ def ended(name: str, kind: str = "containerStatuses") -> dict[str, Any]:
             }
         ]
     }
+
+
+def down(seconds: float, **status: Any) -> World:
+    """An engine that served, whose only pod has not been ready for so long."""
+    since = rfc3339(NOW - timedelta(seconds=seconds))
+    unready = {"type": "Ready", "status": "False", "lastTransitionTime": since}
+    world = pod_that(World().cached(), **status)
+    (pod,) = world.observation.pods
+    world.but(pods=({**pod, "status": {**pod["status"], "conditions": [unready]}},))
+    through = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+    lacks = {"type": "Available", "status": "False", "lastTransitionTime": since}
+    return with_deployment_status(world, conditions=[through, lacks])
 
 
 def stuck(reason: str) -> dict[str, Any]:
@@ -351,6 +365,17 @@ STATES = tuple(
             ),
             STUCK,
         ),
+        (
+            "pods that served crash",
+            lambda: reported(down(599, **ended("server"))),
+            WORK,
+        ),
+        (
+            "pods that served crash for longer than a rollout may take",
+            lambda: reported(down(601, **ended("server"))),
+            STUCK,
+        ),
+        ("pods that served are not ready for as long", lambda: reported(down(601)), STUCK),
         (
             "a quota refuses the pods",
             lambda: reported(

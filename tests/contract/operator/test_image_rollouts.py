@@ -94,6 +94,48 @@ def test_a_runtimes_new_image_rolls_one_engine_at_a_time_and_moves_no_key(
     assert operator.client.requests["create", "Job"] == 1
 
 
+@pytest.mark.usefixtures("operator")
+def test_who_waits_names_whom_it_waits_for_but_nobody_of_another_namespace(
+    stage: Stage, builder: Builder
+) -> None:
+    fleet = Fleet(stage, builder, "ab")
+    stage.create("far", namespace=stage.other)
+    stage.until_reason("Serving", "far", namespace=stage.other)
+    waits = "amd64: the runtime's new image waits for its turn, after"
+    stage.edit("b", suspend=True)
+    stage.edit("far", namespace=stage.other, suspend=True)
+    for name, place in (("b", stage.team), ("far", stage.other)):
+        stage.until(
+            "it to be noticed",
+            lambda n=name, p=place: stage.status(n, p)["observedGeneration"] == 2,
+        )
+    stage.cordon(True)
+    stage.set_image("v2")
+    stage.until("one to roll", lambda: fleet.images() == ["v2", "v1"])
+    stage.edit("b", suspend=False)
+    stage.until("the name", lambda: stage.message("b") == f"{waits} {stage.team}/a")
+    stage.edit("far", namespace=stage.other, suspend=False)
+    far = stage.until_reason("WaitingForRollout", "far", namespace=stage.other)
+    assert f"{waits} an engine of another namespace" in str(far["conditions"])
+    assert stage.team not in str(far["conditions"])
+    # The one of the other namespace comes before those of this one.
+    stage.edit("b", suspend=True)
+    stage.cordon(False)
+    stage.until_reason("Serving", "far", namespace=stage.other)
+    stage.until_reason("Serving", "a")
+    stage.cordon(True)
+    stage.edit("a", suspend=True)
+    stage.until("it to be noticed", lambda: stage.status("a")["observedGeneration"] == 2)
+    stage.set_image("v3")
+    stage.until_reason("Unschedulable", "far", namespace=stage.other)
+    stage.edit("b", suspend=False)
+    stage.until("no name", lambda: stage.message("b") == f"{waits} an engine of another namespace")
+    said = str(stage.events("b")) + str(stage.status("b"))
+    assert stage.other not in said
+    stage.cordon(False)
+    stage.until_reason("Serving", "b")
+
+
 def test_a_restarted_operator_knows_who_is_rolling(stage: Stage, builder: Builder) -> None:
     with LiveOperator(stage):
         fleet = Fleet(stage, builder)

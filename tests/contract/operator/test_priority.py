@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmengine_operator.kinds import JOB, POD
-from tests.contract.charts.helm import MINIMAL, OPERATOR, Helm, at, find, merged
+from tests.contract.charts.helm import MINIMAL, OPERATOR, Helm, find
 from tests.contract.operator.builder import Builder
 from tests.contract.operator.gpu_pool import L4, GpuPool
 from tests.contract.operator.running import Clock, LiveOperator
@@ -22,10 +22,9 @@ _CLASSES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 
 @pytest.fixture
 def low(stage: Stage, tmp_path: Path) -> Iterator[str]:
-    """The class of builds, as the chart makes it, under a name of its own."""
-    name = f"builds-{stage.team}"
-    values = merged(MINIMAL, at("builds.priorityClass", {"create": True, "name": name}))
-    made = find(Helm(tmp_path).render(OPERATOR, values), "PriorityClass")
+    """The class of builds, as the chart makes it for a release of its own."""
+    made = find(Helm(tmp_path).render(OPERATOR, MINIMAL, release=stage.team), "PriorityClass")
+    name = str(made["metadata"]["name"])
     stage.api.request("POST", _CLASSES, made)
     yield name
     stage.api.request("DELETE", f"{_CLASSES}/{name}")

@@ -56,6 +56,32 @@ def test_no_more_builds_run_at_a_time_than_the_admin_allows(stage: Stage, builde
         stage.until("the last one", lambda: building(stage) == ["c", "d"])
 
 
+def tie(stage: Stage, *revisions: str) -> None:
+    """Engines of one creation time, in this order: tried until a second holds them all."""
+
+    def tied() -> bool:
+        times = {stage.create(r, revision=r)["metadata"]["creationTimestamp"] for r in revisions}
+        if len(times) > 1:
+            for revision in revisions:
+                stage.remove(LLMENGINE, revision)
+        return len(times) == 1
+
+    stage.until("engines of the same second", tied)
+    for revision in revisions:
+        stage.until_reason("BuildQueued", revision)
+
+
+def test_of_engines_of_the_same_second_the_first_by_name_is_built_first(
+    stage: Stage, builder: Builder
+) -> None:
+    with LiveOperator(stage):
+        queue(stage, "busy")
+        tie(stage, "d", "c", "b", "a")
+        for done, turn in zip(("busy", "a", "b", "c"), ("a", "b", "c", "d"), strict=True):
+            builder.finish(job_of(stage, done))
+            stage.until("the first by name", lambda t=turn: building(stage) == [t])
+
+
 def test_each_architecture_builds_one_at_a_time(stage: Stage, builder: Builder) -> None:
     with LiveOperator(stage):
         stage.create("a", revision="a", build=EVERYWHERE, serving=EVERYWHERE)

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,19 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from llmengine.artifact import Manifest
 from llmengine.key import engine_key
 from llmengine.last_words import TERMINATION_LOG_VARIABLE
 from llmengine.requests import BuildFailure, ExitCode
 from llmengine_server import alive
+from llmengine_server.scheduler import CUT_OFF, SHUTTING_DOWN
 from tests.contract.triton.conftest import MODEL
 from tests.contract.triton.engines import render_repository
+from tests.contract.triton.grpc_clients import SyncStream
 from tests.contract.triton.server import Answer, Server, eventually
 from tests.contract.triton.test_departures import ENDLESS, open_http
 
 # A few seconds of work for one slot.
 LONG: dict[str, Any] = {"text_input": "the", "max_tokens": 800, "end_id": -1}
+WAITING = f'nv_trt_llm_request_metrics{{model="{MODEL}",request_type="waiting",version="1"}}'
 NewServer = Callable[..., Server]
 
 
@@ -70,10 +75,7 @@ def test_sigterm_lets_what_runs_and_what_queues_finish_and_sends_what_comes_else
         running = [Asking(server, **LONG) for _ in range(8)]
         eventually(lambda: server.slots_taken() == 8, 10, "all slots are taken")
         queued = [Asking(server, **LONG) for _ in range(3)]
-        waiting = (
-            f'nv_trt_llm_request_metrics{{model="{MODEL}",request_type="waiting",version="1"}}'
-        )
-        eventually(lambda: server.metrics()[waiting] == 3, 10, "three wait")
+        eventually(lambda: server.metrics()[WAITING] == 3, 10, "three wait")
         server.process.terminate()
         eventually(lambda: server.probe("--ready").returncode == 1, 10, "the wish to stop")
         known = beats(server)
@@ -109,15 +111,77 @@ def test_idle_connections_do_not_hold_up_the_end(new_server: NewServer) -> None:
         connection.close()
 
 
-def test_what_runs_longer_than_the_exit_timeout_is_cut_off(new_server: NewServer) -> None:
-    with new_server(exit_timeout=6) as server:
+def test_what_runs_longer_than_the_exit_timeout_is_cut_off_with_an_error(
+    new_server: NewServer,
+) -> None:
+    with new_server(exit_timeout=7) as server:
         connection = open_http(server)
         connection.recv(1000)
+        stream = SyncStream(server.grpc, MODEL, status_codes=True)
+        stream.send(**ENDLESS)
+        stream.take()
         started = time.monotonic()
         server.process.terminate()
+        assert last_event(connection)["error"] == CUT_OFF
+        with pytest.raises(InferenceServerException) as cut_off:
+            drain(stream)
+        assert (cut_off.value.status(), cut_off.value.message()) == (
+            "StatusCode.UNAVAILABLE",
+            CUT_OFF,
+        )
+        stream.close()
         assert wait_for_exit(server, 10) == 0
-        assert time.monotonic() - started < 7
-        connection.close()
+        assert time.monotonic() - started < 8
+
+
+def test_what_queues_and_has_no_time_left_is_sent_elsewhere_at_once(new_server: NewServer) -> None:
+    """Whoever may still get a whole answer keeps its place; who runs goes on meanwhile."""
+    with new_server(exit_timeout=9) as server:
+        running = [open_http(server) for _ in range(8)]
+        for connection in running:
+            connection.recv(1000)
+        eventually(lambda: server.slots_taken() == 8, 10, "all slots are taken")
+        # 4000 steps of more than a millisecond are not over in the 4 s that are left.
+        far = Asking(server, **{**LONG, "max_tokens": 4000})
+        eventually(lambda: server.metrics()[WAITING] == 1, 10, "it waits")
+        stream = SyncStream(server.grpc, MODEL, status_codes=True)
+        stream.send(**ENDLESS)
+        eventually(lambda: server.metrics()[WAITING] == 2, 10, "both wait")
+        near = Asking(server, text_input="the", max_tokens=5, end_id=-1)
+        eventually(lambda: server.metrics()[WAITING] == 3, 10, "all three wait")
+        started = time.monotonic()
+        server.process.terminate()
+        assert (far.result().status, far.result().json["error"]) == (400, SHUTTING_DOWN)
+        with pytest.raises(InferenceServerException, match=SHUTTING_DOWN) as refused:
+            stream.take()
+        assert refused.value.status() == "StatusCode.UNAVAILABLE"
+        assert time.monotonic() - started < 5
+        stream.close()
+        assert near.answer is None
+        for connection in running[1:]:
+            connection.close()
+        assert near.result().json["finish_reason"] == "length"
+        running[0].close()
+        assert wait_for_exit(server, 10) == 0
+
+
+def last_event(connection: socket.socket) -> dict[str, Any]:
+    """Of a streamed answer, when it is over."""
+    received = b""
+    while more := connection.recv(1 << 16):
+        received += more
+        if b"\r\n0\r\n\r\n" in received:
+            break
+    connection.close()
+    *_, last = (part for part in received.split(b"data: ") if part.startswith(b"{"))
+    parsed: dict[str, Any] = json.loads(last.partition(b"\n")[0])
+    return parsed
+
+
+def drain(stream: SyncStream) -> None:
+    """Take what comes until it raises."""
+    while True:
+        stream.take()
 
 
 def test_the_end_comes_in_time_after_many_clients_left(new_server: NewServer) -> None:

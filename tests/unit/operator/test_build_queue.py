@@ -77,6 +77,16 @@ def test_what_two_engines_want_is_built_once(kube: JobKube, queue: BuildQueue) -
     assert kube.jobs == []
 
 
+def test_of_engines_that_want_one_key_the_first_by_name_gets_its_job(
+    kube: JobKube, queue: BuildQueue
+) -> None:
+    for namespace in ("b", "a"):
+        tell(queue, wants("chat", namespace))
+    queue.run(NOW)
+    (job,) = kube.jobs
+    assert job["metadata"]["annotations"]["llmengine.io/requested-by"] == "a/chat"
+
+
 def test_the_same_wish_again_is_no_news(queue: BuildQueue) -> None:
     world = wants("chat")
     assert tell(queue, world)

@@ -180,8 +180,10 @@ def test_back_off_doubles_up_to_its_limit() -> None:
     assert back_off(30) == LONGEST_BACK_OFF
 
 
-def candidate(key: str, *, first: bool = True, since: int = 0, on: str = "amd64") -> Candidate:
-    return Candidate(key, on, first, NOW + seconds(since))
+def candidate(
+    key: str, *, first: bool = True, since: int = 0, on: str = "amd64", of: str = "team/chat"
+) -> Candidate:
+    return Candidate(key, on, first, NOW + seconds(since), of)
 
 
 LIMITS = BuildsConfig(max_concurrent=2)
@@ -199,6 +201,20 @@ def test_first_builds_go_before_rebuilds_and_the_oldest_wish_first() -> None:
     )
     assert plan.start == ("old", "young")
     assert plan.waiting == {"rebuild": "waits: 2 builds run at a time"}
+
+
+def test_of_those_who_came_in_the_same_second_the_first_by_name_goes_first() -> None:
+    plan = schedule(
+        [
+            candidate("a", of="team/b"),
+            candidate("b", of="team/a", on="arm64"),
+            candidate("c", of="team/a"),
+            candidate("d", of="other/z"),
+        ],
+        [],
+        BuildsConfig(max_concurrent=9, max_concurrent_per_architecture=9),
+    )
+    assert plan.start == ("d", "c", "b", "a")
 
 
 def test_one_build_runs_on_an_architecture_at_a_time() -> None:

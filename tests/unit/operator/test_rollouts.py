@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from llmengine_operator.conditions import ConditionType, find
+from llmengine_operator.observation import Found
+from llmengine_operator.report import report
 from llmengine_operator.rollout import image_rolls
 from llmengine_operator.rollouts import RolloutGate
-from tests.unit.operator.world import World, make_engine
+from tests.unit.operator.world import NOW, World, make_engine, make_runtime
 
 ONE, TWO, THREE = ((make_engine(name).id) for name in ("one", "two", "three"))
 
@@ -18,9 +22,11 @@ def test_one_engine_rolls_at_a_time_and_the_next_when_it_is_done() -> None:
     assert gate.enter(ONE)
     assert gate.enter(ONE)
     assert not gate.enter(TWO)
+    assert gate.holders() == {ONE}
     assert gate.leave(ONE)
     assert not gate.leave(ONE)
     assert gate.enter(TWO)
+    assert gate.holders() == {TWO}
 
 
 def test_after_a_start_nobody_enters_before_every_engine_was_looked_at() -> None:
@@ -44,6 +50,35 @@ def test_an_engine_that_is_found_rolling_keeps_its_place() -> None:
     assert not gate.enter(ONE)
     assert gate.leave(TWO)
     assert gate.enter(ONE)
+
+
+@pytest.mark.parametrize(
+    ("rolling", "after"),
+    [
+        pytest.param([], "", id="nobody: not every engine was looked at"),
+        pytest.param([("team", "b"), ("team", "a")], ", after team/a, team/b", id="its neighbours"),
+        pytest.param(
+            [("other", "secret"), ("team", "a")],
+            ", after team/a, an engine of another namespace",
+            id="one of another namespace",
+        ),
+        pytest.param(
+            [("other", "secret"), ("third", "secret")],
+            ", after 2 engines of other namespaces",
+            id="several of other namespaces",
+        ),
+    ],
+)
+def test_who_waits_reads_for_whom_but_no_names_of_other_namespaces(
+    rolling: list[tuple[str, str]], after: str
+) -> None:
+    world = World().cached().serving().but(runtime=Found(make_runtime(image="v2")))
+    decision = replace(world.decide(), rolling=frozenset(rolling))
+    status = report(world.observation, decision, applied=frozenset(), refused=None, now=NOW)
+    ready = find(status.conditions, ConditionType.READY)
+    assert ready is not None
+    assert ready.reason == "WaitingForRollout"
+    assert ready.message == f"amd64: the runtime's new image waits for its turn{after}"
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,12 @@ def test_a_status_is_written_to_what_was_read_and_to_no_later_engine() -> None:
     assert written["metadata"] == {"name": "chat", "namespace": "team", "resourceVersion": "7"}
 
 
-def test_an_event_is_told_when_ready_has_another_reason_and_not_else() -> None:
+def test_an_event_is_told_when_ready_has_another_status_or_reason_and_not_else() -> None:
     serving, rolling = condition("Ready"), condition("Ready", "Unknown", "RollingOut")
     failed = condition("Ready", "False", "BuildFailed")
     assert write([], [rolling]).reasons == ["Normal RollingOut"]
     assert write([rolling], [serving]).reasons == ["Normal Serving"]
     assert write([serving], [failed]).reasons == ["Warning BuildFailed"]
+    crashing, given_up = (condition("Ready", s, "CrashLooping") for s in ("Unknown", "False"))
+    assert write([crashing], [given_up]).reasons == ["Warning CrashLooping"]
     assert write([serving], [serving, condition("Available")]).reasons == []

@@ -12,13 +12,13 @@ import pytest
 from llmengine_server.engine_loop import EngineLoop
 from llmengine_server.generation import Event, Finish, Generation
 from llmengine_server.sampling import Sampling
-from llmengine_server.scheduler import Occupancy, Scheduler
+from llmengine_server.scheduler import CUT_OFF, SHUTTING_DOWN, Occupancy, Scheduler
 from tests.unit.server.fake_session import FakeRow, FakeSession
 
 
 @dataclass
 class FakePulse:
-    draining: bool = False
+    deadline: float | None = None
     beats: int = 0
     drained: int = 0
 
@@ -109,7 +109,7 @@ def test_a_drain_refuses_what_comes_finishes_what_runs_or_waits_and_says_when_it
     for id_ in range(4):
         running.submit(id_, max_tokens=3000)
     running.wait(lambda: running.ear.occupancy is not None and running.ear.occupancy.decoding == 2)
-    running.pulse.draining = True
+    running.pulse.deadline = time.monotonic() + 600
     running.submit(9)
     running.wait(lambda: len(running.ear.ends()) == 5)
     assert running.ear.ends() == {
@@ -122,9 +122,20 @@ def test_a_drain_refuses_what_comes_finishes_what_runs_or_waits_and_says_when_it
     running.wait(lambda: running.pulse.drained > 0)
 
 
+def test_when_the_time_is_up_everybody_is_answered_and_the_drain_is_done(running: Running) -> None:
+    for id_ in range(5):
+        running.submit(id_, max_tokens=90_000)
+    running.wait(lambda: running.ear.occupancy is not None and running.ear.occupancy.decoding == 2)
+    running.pulse.deadline = time.monotonic()
+    running.wait(lambda: running.pulse.drained > 0)
+    assert running.ear.ends() == dict.fromkeys(range(5), Finish.REFUSED)
+    said = {event.id: event.message for event in running.ear.events if event.finish}
+    assert [said[id_] for id_ in range(5)] == [CUT_OFF] * 2 + [SHUTTING_DOWN] * 3
+
+
 def test_a_drain_is_not_done_before_the_last_answer_is_out(running: Running) -> None:
     running.ear.quiet = False
-    running.pulse.draining = True
+    running.pulse.deadline = time.monotonic() + 600
     beats = running.pulse.beats
     running.wait(lambda: running.pulse.beats > beats + 1)
     assert running.pulse.drained == 0

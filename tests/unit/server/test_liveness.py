@@ -101,10 +101,10 @@ def test_the_wish_to_drain_is_seen_and_its_end_is_told(tmp_path: Path) -> None:
     seen = []
     for _ in range(2):
         heartbeat.beat()
-        seen.append(heartbeat.draining)
-        (tmp_path / alive.DRAINING).touch()
+        seen.append(heartbeat.deadline)
+        (tmp_path / alive.DRAINING).write_text("160.250\n")
         now[0] += 1
-    assert seen == [False, True]
+    assert seen == [None, 160.25]
     heartbeat.tell_drained()
     assert (tmp_path / alive.DRAINED).exists()
 

@@ -11,7 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llmengine_server.generation import Event, Finish, Generation
 from llmengine_server.sampling import Sampling
-from llmengine_server.scheduler import QUEUE_PER_SLOT, Occupancy, Scheduler
+from llmengine_server.scheduler import (
+    CUT_OFF,
+    QUEUE_PER_SLOT,
+    SHUTTING_DOWN,
+    Occupancy,
+    Scheduler,
+)
 from tests.unit.server.fake_session import VOCABULARY, FakeSession
 
 POISON = VOCABULARY  # no model generates it: only a prompt may hold it
@@ -194,6 +200,58 @@ def test_the_queue_holds_no_more_once_the_slots_are_taken() -> None:
         scheduler.step()
     waiting = [scheduler.submit(generation(10 + i)) for i in range(2 * QUEUE_PER_SLOT + 1)]
     assert [event is None for event in waiting] == [True] * 8 + [False]
+
+
+def busy(session: FakeSession) -> Scheduler:
+    """All slots generate, and steps have been timed."""
+    scheduler = scheduler_of(session)
+    for id_ in range(session.slots):
+        scheduler.submit(generation(id_, max_tokens=25))
+    while scheduler.occupancy.decoding < session.slots:
+        scheduler.step()
+    scheduler.step()
+    return scheduler
+
+
+def test_who_waits_keeps_its_place_at_the_end_as_long_as_there_is_time_for_its_whole_answer() -> (
+    None
+):
+    session = FakeSession(slots=2, cost=0.5, decode_cost=1.0)
+    scheduler = busy(session)
+    for id_, tokens in ((10, 25), (11, 4), (12, 20)):
+        scheduler.submit(generation(id_, max_tokens=tokens))
+    assert scheduler.hurry(60.0) == []
+    refused = scheduler.hurry(21.0)
+    assert [(e.id, e.finish, e.message) for e in refused] == [
+        (10, Finish.REFUSED, SHUTTING_DOWN),
+        (12, Finish.REFUSED, SHUTTING_DOWN),
+    ]
+    # What runs goes on although it may take longer, for it may also end sooner.
+    ends = {event.id: event.finish for event in run(scheduler) if event.finish}
+    assert ends == {0: Finish.LENGTH, 1: Finish.LENGTH, 11: Finish.LENGTH}
+
+
+def test_a_server_that_has_timed_no_step_yet_refuses_nobody_early() -> None:
+    scheduler = scheduler_of(FakeSession())
+    scheduler.submit(generation(1, max_tokens=25))
+    assert scheduler.hurry(0.001) == []
+
+
+def test_without_time_left_everybody_is_told_and_every_slot_is_free() -> None:
+    session = FakeSession(slots=3, max_batch_tokens=2)
+    scheduler = scheduler_of(session)
+    for id_ in range(2):
+        scheduler.submit(generation(id_, max_tokens=25))
+    while scheduler.occupancy.decoding < 2:
+        scheduler.step()
+    for id_ in (10, 11, 12):
+        scheduler.submit(generation(id_, prompt=range(3, 23), max_tokens=4))
+    scheduler.step()
+    assert scheduler.occupancy == Occupancy(waiting=2, prefilling=1, decoding=2, slots=3)
+    said = {e.id: (e.finish, e.message) for e in scheduler.hurry(0.0)}
+    cut_off = dict.fromkeys((0, 1, 10), (Finish.REFUSED, CUT_OFF))
+    assert said == cut_off | dict.fromkeys((11, 12), (Finish.REFUSED, SHUTTING_DOWN))
+    assert scheduler.idle
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5], ids=["waiting", "in prefill", "later", "decoding"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -104,9 +106,9 @@ Packed.TestCase.settings = settings(max_examples=60, stateful_step_count=30, dea
 TestEveryOrderOfOperations = Packed.TestCase
 
 
-def filled(*lengths: int) -> KvCache:
+def filled(*lengths: int, let_go: Callable[[], None] = lambda: None) -> KvCache:
     """A cache whose slots have so many rows and have been decoded."""
-    cache = KvCache(SHAPE, SLOTS)
+    cache = KvCache(SHAPE, SLOTS, let_go)
     for slot, length in enumerate(lengths):
         cache.begin_prefill(slot, 0, length - 1)
         cache.put(slot, 0, tile([1.0] * (length - 1)), tile([2.0] * (length - 1)))
@@ -128,12 +130,12 @@ def test_the_cache_is_held_at_the_shortest_bucket_that_fits(rows: int, length: i
     assert cache.length == length
 
 
-def test_growing_keeps_rows_and_tells_that_memory_has_moved() -> None:
-    cache = filled(4, 3)
-    before = cache.generation
+def test_growing_keeps_rows_and_has_whoever_holds_the_memory_let_go_of_it_before() -> None:
+    seen: list[int] = []
+    cache = filled(4, 3, let_go=lambda: seen.append(cache.keys[0].shape[2]))
     cache.begin_decode([4, 3])
     assert cache.length == 8
-    assert cache.generation == before + 1
+    assert seen == [4]
     assert cache.keys[1][0, :, :3].tolist() == tile([1.0] * 3)[1].tolist()
     assert not cache.keys[1][0, :, 4:].any()
 

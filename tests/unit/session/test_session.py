@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -135,6 +136,17 @@ def test_the_cache_follows_the_longest_live_sequence(session: OnnxRuntimeSession
     session.decode([1], [len(SHORT) + 1])
     held.append(session.cache.length)
     assert held == [16, 96, 16]
+
+
+def test_a_cache_that_grows_is_not_held_at_its_old_length_by_the_steps_before(
+    session: OnnxRuntimeSession,
+) -> None:
+    prefill(session, 0, SHORT)
+    session.decode(SHORT[:1], [len(SHORT)])
+    old = [weakref.ref(rows) for rows in (*session.cache.keys, *session.cache.values)]
+    prefill(session, 1, LONG)
+    assert session.cache.length == BUCKETS[-1]
+    assert not any(rows() is not None for rows in old)
 
 
 def test_a_sequence_outgrows_every_bucket_up_to_the_limit(
