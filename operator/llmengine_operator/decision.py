@@ -100,12 +100,22 @@ class TargetPlan:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Why a runtime's new image does not come to an engine yet: `rolling` are the engines, of
+    whatever namespace, that follow it before; for one further back in line, more than `more_than`.
+    """
+
+    rolling: frozenset[EngineId] = frozenset()
+    more_than: int = 0
+
+
+@dataclass(frozen=True)
 class Decision:
     """What ought to be. `problem` set: nothing new can be planned, what serves is left alone.
 
     `keys` are all keys that the engine wants, built or not, each with the digest of the options
-    that it would be built with; `retiring` serves on, as it is, until what is wanted does;
-    `rolling` are the engines, of whatever namespace, that follow a new image before this one may.
+    that it would be built with; `retiring` serves on, as it is, until what is wanted does; `turn`
+    tells for whom one waits that a new image has not come to.
     """
 
     problem: Problem | None = None
@@ -116,4 +126,4 @@ class Decision:
     wishes: tuple[Wish, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     handled_request: str | None = None
-    rolling: frozenset[EngineId] = frozenset()
+    turn: Turn = Turn()

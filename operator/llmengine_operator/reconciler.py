@@ -174,7 +174,8 @@ class Reconciler:
     def _gone(self, key: Key) -> None:
         self._runtimes.pop(key, None)
         self._queue.forget(key)
-        if self._gate.leave(key):
+        left, gave_up = self._gate.leave(key), self._gate.give_up(key)
+        if left or gave_up:
             self._next_rollout()
         self._enqueue(BUILDS)
 
@@ -216,11 +217,15 @@ class Reconciler:
         if waits and self._gate.enter(engine.id):
             may_roll = replace(observation, may_roll_image=True)
             return decide(may_roll, self._config, self._now())
-        return replace(decision, rolling=self._gate.holders()) if waits else decision
+        if waits:
+            return replace(decision, turn=self._gate.turn(engine.id))
+        if self._gate.give_up(engine.id):
+            self._next_rollout()
+        return decision
 
     def _next_rollout(self) -> None:
-        """A place at the gate is free: those who wait for it look again."""
-        for key in list(self._runtimes):
+        """A place at the gate is free: the next who wait for it look again."""
+        for key in self._gate.next_in_line():
             self._enqueue(key)
 
     def _due(

@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,7 +18,7 @@ from llmengine.api.v1alpha1 import (
 )
 from llmengine.architecture import Architecture
 from llmengine_operator.conditions import ConditionType, Finding, set_conditions, summary
-from llmengine_operator.decision import Decision, EngineId, TargetPlan
+from llmengine_operator.decision import Decision, TargetPlan, Turn
 from llmengine_operator.observation import Found, KubeObject, Observation
 from llmengine_operator.pods import is_ready
 from llmengine_operator.reasons import Reason
@@ -68,7 +68,7 @@ def report(
     counting = [part for part in parts if not part.settles]
     cached = sum(part.plan.row.state is EngineState.CACHED for part in counting)
     findings = [
-        *_ready(observation, parts, problem, decision.rolling),
+        *_ready(observation, parts, problem, decision.turn),
         _available(serving, observation.pods),
         _built(counting or parts),
     ]
@@ -185,12 +185,12 @@ def _ready(
     observation: Observation,
     parts: Sequence[_Part],
     problem: Problem | None,
-    rolling: Collection[EngineId],
+    turn: Turn,
 ) -> list[Finding]:
     deciding = _deciding(parts)
     stalled = next((_trouble(part) for part in deciding if part.failed), None)
-    turn = _turn(observation.engine.namespace, rolling)
-    work = next((f for part in deciding if (f := _work(part, turn)) is not None), None)
+    waits = _waits(observation.engine.namespace, turn)
+    work = next((f for part in deciding if (f := _work(part, waits)) is not None), None)
     if problem is not None and problem.stalled:
         stalled = Finding(ConditionType.READY, False, problem.reason, problem.message)
     if problem is not None and problem.reason == Reason.SUSPENDED and (stalled or work):
@@ -222,12 +222,14 @@ def _trouble(part: _Part) -> Finding:
     return _finding(part, part.rollout.reason, part.rollout.message)
 
 
-def _turn(namespace: str, rolling: Collection[EngineId]) -> str:
+def _waits(namespace: str, turn: Turn) -> str:
     """What an engine reads that a new image has not come to. Those of other namespaces may belong
     to somebody whose names are none of its business.
     """
-    names = sorted("/".join(engine) for engine in rolling if engine[0] == namespace)
-    others = len(rolling) - len(names)
+    names = sorted("/".join(engine) for engine in turn.rolling if engine[0] == namespace)
+    others = len(turn.rolling) - len(names)
+    if turn.more_than:
+        names.append(f"more than {turn.more_than} others")
     if others:
         names.append(
             "an engine of another namespace"
@@ -238,7 +240,7 @@ def _turn(namespace: str, rolling: Collection[EngineId]) -> str:
     return f"the runtime's new image waits for its turn{after}"
 
 
-def _work(part: _Part, turn: str) -> Finding | None:
+def _work(part: _Part, waits: str) -> Finding | None:
     row = part.plan.row
     if not part.plan.current and not part.plan.image_waits:
         message = row.message
@@ -246,7 +248,7 @@ def _work(part: _Part, turn: str) -> Finding | None:
             message = f"{row.progress.phase} {row.progress.percent} %"
         return _finding(part, row.reason, message)
     if part.plan.image_waits:
-        return _finding(part, Reason.WAITING_FOR_ROLLOUT, turn)
+        return _finding(part, Reason.WAITING_FOR_ROLLOUT, waits)
     if part.rollout is not None and not part.rollout.complete:
         return _finding(part, part.rollout.reason, part.rollout.message)
     return None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable
 
-from llmengine_operator.decision import EngineId
+from llmengine_operator.decision import EngineId, Turn
+
+# Of those who wait, so many are told whom they wait for, and look again when a place is free. With
+# all of them a hundred engines would look, and write, ten thousand times.
+NEAR = 3
 
 
 class RolloutGate:
@@ -19,6 +24,8 @@ class RolloutGate:
         self._lock = threading.Lock()
         self._rolling: set[EngineId] = set()
         self._expected: set[EngineId] = set()
+        # In the order in which they came.
+        self._line: dict[EngineId, None] = {}
 
     def expect(self, engines: Iterable[EngineId]) -> None:
         """Engines that exist and have to be looked at."""
@@ -33,23 +40,44 @@ class RolloutGate:
             return last
 
     def enter(self, engine: EngineId) -> bool:
-        """Whether this engine may take the new image; if so it holds a place until it leaves."""
+        """Whether this engine may take the new image: it holds a place until it leaves, or waits in
+        line until it gives up."""
         with self._lock:
             full = len(self._rolling) >= self._limit or not self._expected <= {engine}
             if engine not in self._rolling and full:
+                self._line.setdefault(engine)
                 return False
             self._rolling.add(engine)
+            self._line.pop(engine, None)
             return True
 
-    def holders(self) -> frozenset[EngineId]:
-        """Who has a place now: those that the others wait for."""
+    def give_up(self, engine: EngineId) -> bool:
+        """The engine waits for no image any more. Whether it was one of those who look."""
         with self._lock:
-            return frozenset(self._rolling)
+            near = engine in self._near(NEAR)
+            self._line.pop(engine, None)
+            return near
+
+    def turn(self, engine: EngineId) -> Turn:
+        """What an engine in line is told of those before it."""
+        with self._lock:
+            if engine in self._near(NEAR):
+                return Turn(rolling=frozenset(self._rolling))
+            return Turn(more_than=NEAR)
+
+    def next_in_line(self) -> list[EngineId]:
+        """Who has to look when a place is free: who may take it, and who is near it then."""
+        with self._lock:
+            return self._near(NEAR + self._limit)
+
+    def _near(self, count: int) -> list[EngineId]:
+        return list(itertools.islice(self._line, count))
 
     def resume(self, engine: EngineId) -> None:
         """The engine is found rolling: it holds a place, be it one too many."""
         with self._lock:
             self._rolling.add(engine)
+            self._line.pop(engine, None)
 
     def leave(self, engine: EngineId) -> bool:
         """The engine has rolled out, or is gone. Whether it held a place."""

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from llmengine_operator.conditions import ConditionType, find
+from llmengine_operator.decision import Turn
 from llmengine_operator.observation import Found
 from llmengine_operator.report import report
 from llmengine_operator.rollout import image_rolls
-from llmengine_operator.rollouts import RolloutGate
+from llmengine_operator.rollouts import NEAR, RolloutGate
 from tests.unit.operator.world import NOW, World, make_engine, make_runtime
 
 ONE, TWO, THREE = ((make_engine(name).id) for name in ("one", "two", "three"))
@@ -22,11 +23,43 @@ def test_one_engine_rolls_at_a_time_and_the_next_when_it_is_done() -> None:
     assert gate.enter(ONE)
     assert gate.enter(ONE)
     assert not gate.enter(TWO)
-    assert gate.holders() == {ONE}
+    assert gate.turn(TWO) == Turn(rolling=frozenset({ONE}))
     assert gate.leave(ONE)
     assert not gate.leave(ONE)
     assert gate.enter(TWO)
-    assert gate.holders() == {TWO}
+    assert not gate.enter(THREE)
+    assert gate.turn(THREE) == Turn(rolling=frozenset({TWO}))
+
+
+def test_only_those_who_are_next_are_told_of_others_and_look_when_a_place_is_free() -> None:
+    gate = RolloutGate(1)
+    first, *line = (make_engine(f"engine-{number}").id for number in range(10))
+    assert gate.enter(first)
+    for engine in (*line, *line):
+        assert not gate.enter(engine)
+    told = [gate.turn(engine) for engine in line]
+    assert told[:NEAR] == [Turn(rolling=frozenset({first}))] * NEAR
+    assert told[NEAR:] == [Turn(more_than=NEAR)] * (len(line) - NEAR)
+    # The one that will be near when the first has gone looks too.
+    assert gate.next_in_line() == line[: NEAR + 1]
+    assert gate.leave(first)
+    assert gate.enter(line[0])
+    assert [gate.turn(engine) for engine in line[1 : NEAR + 1]] == (
+        [Turn(rolling=frozenset({line[0]}))] * NEAR
+    )
+
+
+def test_who_gives_up_makes_the_next_look_where_it_was_one_of_those_who_do() -> None:
+    gate = RolloutGate(1)
+    first, *line = (make_engine(f"engine-{number}").id for number in range(NEAR + 3))
+    assert gate.enter(first)
+    for engine in line:
+        assert not gate.enter(engine)
+    assert not gate.give_up(first)
+    assert not gate.give_up(line[-1])
+    assert gate.give_up(line[0])
+    assert not gate.give_up(line[0])
+    assert gate.next_in_line() == line[1:-1]
 
 
 def test_after_a_start_nobody_enters_before_every_engine_was_looked_at() -> None:
@@ -53,27 +86,32 @@ def test_an_engine_that_is_found_rolling_keeps_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rolling", "after"),
+    ("rolling", "more_than", "after"),
     [
-        pytest.param([], "", id="nobody: not every engine was looked at"),
-        pytest.param([("team", "b"), ("team", "a")], ", after team/a, team/b", id="its neighbours"),
+        pytest.param([], 0, "", id="nobody: not every engine was looked at"),
+        pytest.param(
+            [("team", "b"), ("team", "a")], 0, ", after team/a, team/b", id="its neighbours"
+        ),
         pytest.param(
             [("other", "secret"), ("team", "a")],
+            0,
             ", after team/a, an engine of another namespace",
             id="one of another namespace",
         ),
         pytest.param(
             [("other", "secret"), ("third", "secret")],
+            0,
             ", after 2 engines of other namespaces",
             id="several of other namespaces",
         ),
+        pytest.param([], 3, ", after more than 3 others", id="many"),
     ],
 )
 def test_who_waits_reads_for_whom_but_no_names_of_other_namespaces(
-    rolling: list[tuple[str, str]], after: str
+    rolling: list[tuple[str, str]], more_than: int, after: str
 ) -> None:
     world = World().cached().serving().but(runtime=Found(make_runtime(image="v2")))
-    decision = replace(world.decide(), rolling=frozenset(rolling))
+    decision = replace(world.decide(), turn=Turn(frozenset(rolling), more_than))
     status = report(world.observation, decision, applied=frozenset(), refused=None, now=NOW)
     ready = find(status.conditions, ConditionType.READY)
     assert ready is not None
