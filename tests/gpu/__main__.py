@@ -121,7 +121,7 @@ def time_steps(
     found = {}
     for count in slots:
         seconds = speed.step_seconds(session, count)
-        bound = speed.floor_seconds(engine.manifest, weights, count)
+        bound = speed.floor_seconds(engine.manifest, weights, count, run.pods.target.bandwidth)
         found[count] = count / seconds
         run.found(
             f"{name}: {count} slots, 900 rows each",
@@ -277,14 +277,16 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", choices=STAGES, default=list(STAGES))
     parser.add_argument("--torch", help="a Python with torch and transformers")
     parser.add_argument("--vllm", help="a Python with vLLM")
+    parser.add_argument("--bandwidth", type=float, help="of the GPU's memory, in bytes a second")
     parser.add_argument("--keep", type=Path, help="a folder for models and engines")
     parser.add_argument("--out", type=Path, help="a file for the table, as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary, S3Server() as server:
         folder = arguments.keep or Path(temporary)
-        models, work = folder / "models", Path(tempfile.mkdtemp(dir=folder))
+        models = folder / "models"
         models.mkdir(parents=True, exist_ok=True)
-        target = Target.here()
+        work = Path(tempfile.mkdtemp(dir=folder))
+        target = Target.here(arguments.bandwidth)
         print(f"{target.name}, {target.backend} {target.version}, {target.architecture}")
         run = Run(Pods(Place.new(server), models, work, target), _others(arguments))
         try:

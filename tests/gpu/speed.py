@@ -13,7 +13,6 @@ from llmengine.artifact import Manifest
 from llmengine_builder.reference import Reference
 from llmengine_server.session import Session
 from llmengine_server.session.cuda_arena import ELEMENT_BYTES
-from tests.gpu.machine import BANDWIDTH
 
 # Steps begin with so many rows in a cache of 1024: it is nearly full.
 PROMPT = 800
@@ -53,11 +52,12 @@ def prefill_seconds(session: Session, length: int) -> float:
     return best
 
 
-def floor_seconds(manifest: Manifest, weights: int, slots: int) -> float:
-    """Seconds that reading `weights` bytes and the rows of `step_seconds` takes, at BANDWIDTH."""
+def floor_seconds(manifest: Manifest, weights: int, slots: int, bandwidth: float) -> float:
+    """Seconds that reading `weights` bytes and the rows of `step_seconds` takes, at so many bytes a
+    second."""
     cache, length = manifest.cache, PROMPT + STEPS // 2
     row = cache.kv_heads * cache.head_dim * ELEMENT_BYTES[cache.dtype]
-    return (weights + 2 * cache.layers * slots * length * row) / BANDWIDTH
+    return (weights + 2 * cache.layers * slots * length * row) / bandwidth
 
 
 @dataclass(frozen=True)
