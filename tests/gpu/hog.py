@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from llmengine_server.session import OutOfMemoryError
-from llmengine_server.session.cuda_driver import CudaDriver
 
 _SMALLEST = 1 << 21
 
@@ -32,6 +31,9 @@ def hog(free: int) -> Iterator[None]:
 
 
 def main() -> None:
+    # Only where there is a GPU are there the bindings of CUDA.
+    from llmengine_server.session.cuda_driver import CudaDriver
+
     driver, free, size = CudaDriver(), int(sys.argv[1]), 1 << 28
     while size >= _SMALLEST:
         room = driver.memory().free - free
