@@ -71,6 +71,8 @@ def test_a_drain_takes_the_only_pod_and_clients_are_turned_away_until_the_next_i
     assert {SERVES, NO_POD} <= seen.conditions <= {SERVES, FEWER_PODS, NO_POD}
     assert seen.wanted == {0}  # or the node could never be drained
     # What ran was finished, and what came later was told so, or found nobody.
+    assert tally.whole > 0
+    assert tally.losses
     assert len(tally.of(Fate.REFUSED, Fate.SAID)) == len(tally.losses)
     assert all("shutting down" in loss.text for loss in tally.of(Fate.SAID))
 

@@ -224,7 +224,7 @@ class EngineRuntimeSpec(ApiModel):
     )
     minimum_driver: Annotated[str, StringConstraints(max_length=31)] | None = Field(
         default=None,
-        description="The oldest NVIDIA driver that the image's CUDA runs with, such as 550.54.15."
+        description="The oldest NVIDIA driver that the image's CUDA runs with, such as 580.65.06."
         " Nodes with an older one, or with none in their labels, are left out.",
         json_schema_extra=matching(
             r"^[0-9]{1,5}(\.[0-9]{1,5}){0,2}$",

@@ -32,14 +32,14 @@ def measured(*steps: tuple[int, float], slots: int = 8) -> Speed:
 @pytest.mark.parametrize(
     ("speed", "limits", "seconds"),
     [
-        # 5 + 2 * 4096 * 0.01 + 5
-        pytest.param(measured((128, 0.01)), {}, 92, id="by the one length that was measured"),
+        # 5 + 2 * 4096 * 0.01 + 6
+        pytest.param(measured((128, 0.01)), {}, 93, id="by the one length that was measured"),
         # At 4096 a step takes 0.01 + 0.001 * (4096 - 128) / 128 = 0.041, on average 0.0255.
-        pytest.param(measured((128, 0.01), (256, 0.011)), {}, 219, id="longer as the cache grows"),
-        pytest.param(measured((128, 0.01), (256, 0.009)), {}, 92, id="a longer cache is no faster"),
-        pytest.param(measured((128, 0.01), slots=2), {}, 338, id="slots that were not measured"),
+        pytest.param(measured((128, 0.01), (256, 0.011)), {}, 220, id="longer as the cache grows"),
+        pytest.param(measured((128, 0.01), (256, 0.009)), {}, 93, id="a longer cache is no faster"),
+        pytest.param(measured((128, 0.01), slots=2), {}, 339, id="slots that were not measured"),
         pytest.param(
-            measured((128, 0.01)), {"max_batch_size": 2}, 92, id="fewer slots than were measured"
+            measured((128, 0.01)), {"max_batch_size": 2}, 93, id="fewer slots than were measured"
         ),
         pytest.param(
             measured((16, 0.01)), {"max_sequence_length": 16}, 30, id="Kubernetes' own at least"
@@ -73,10 +73,10 @@ def exit_timeout(world: World) -> str:
 
 def test_the_grace_period_is_that_of_the_engine_and_the_server_knows_it() -> None:
     world = World().cached(FAST)
-    assert grace(world) == 92
-    assert exit_timeout(world) == str(92 - 5 - 1)
+    assert grace(world) == 93
+    assert exit_timeout(world) == str(93 - 5 - 1)
     row = world.serving().observation.engine.status.serving[0]
-    assert row.termination_grace_period_seconds == 92
+    assert row.termination_grace_period_seconds == 93
 
 
 def test_an_engine_that_nobody_measured_has_the_default() -> None:
@@ -91,7 +91,7 @@ def test_the_users_word_wins(speed: Speed | None) -> None:
 
 def test_a_user_who_takes_it_back_gets_what_was_derived_for_the_engine() -> None:
     world = World(serving={"terminationGracePeriodSeconds": 20}).cached(FAST).serving()
-    assert grace(world.with_spec()) == 92
+    assert grace(world.with_spec()) == 93
 
 
 def test_pods_do_not_roll_because_a_later_release_reckons_otherwise(
@@ -101,7 +101,7 @@ def test_pods_do_not_roll_because_a_later_release_reckons_otherwise(
     before = template(world)
     monkeypatch.setattr(drain, "SAFETY", 3)
     assert template(world) == before
-    assert grace(World().cached(FAST)) == 133, "an engine that begins to serve"
+    assert grace(World().cached(FAST)) == 134, "an engine that begins to serve"
 
 
 def test_pods_of_an_earlier_release_do_not_roll_either() -> None:
@@ -114,11 +114,11 @@ def test_pods_of_an_earlier_release_do_not_roll_either() -> None:
     assert grace(world) == 60
     image = replace(world.observation, runtime=Found(make_runtime("v2")), may_roll_image=True)
     world.observation = image
-    assert grace(world) == 92, "the new image rolls them anyway"
+    assert grace(world) == 93, "the new image rolls them anyway"
 
 
 def test_another_engine_brings_its_own() -> None:
     world = World().cached(FAST).serving()
     world.with_spec(model={"uri": "s3://models/smollm2", "revision": "v2"})
-    assert grace(world) == 92, "while the other one is built"
+    assert grace(world) == 93, "while the other one is built"
     assert grace(world.cached(SLOW)) == 174

@@ -427,6 +427,7 @@ def test_pods_keep_off_gpus_that_are_too_small_for_their_engine() -> None:
 def test_an_older_driver_is_not_taken_for_a_larger_gpu() -> None:
     world = Gpus(runtime={"minimumDriver": "550.54"}, **ANY_DEVICE)
     terms = affinity_of(world.on(BIG, SMALL).stored("sm_90", memory=NEEDED))
+    assert terms
     assert all(MEMORY in term for term in terms)
     assert all(any("driver" in key for key in term) for term in terms)
 
