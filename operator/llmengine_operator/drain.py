@@ -13,8 +13,8 @@ from llmengine.artifact import Manifest
 
 # Endpoints learn of a pod's end later than the pod: it keeps serving new requests until then.
 PRE_STOP_SECONDS = 5
-# After the last generation: one in which clients are told that they are cut off, up to 4 of Triton's
-# exit (both `llmengine_server.serve`), and one to spare before the kubelet kills what is left.
+# After the last generation: one in which clients are told that they are cut off, up to 4 of
+# Triton's exit (both `llmengine_server.serve`), and one to spare before the kubelet kills the rest.
 EXIT_SECONDS = 6
 # A node that serves is busier than one that has just built, and prompts that were begun are
 # computed between the steps.

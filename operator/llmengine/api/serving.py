@@ -210,6 +210,6 @@ class ServingOptions(ApiModel):
         ge=15,
         le=86400,
         description="Seconds from a pod's notice to its end; running generations get all but"
-        " eleven of them to finish. Unset: enough for the longest generation, by the speed that the build"
-        " measured (60 where it measured none).",
+        " eleven of them to finish. Unset: enough for the longest generation, by the speed that the"
+        " build measured (60 where it measured none).",
     )

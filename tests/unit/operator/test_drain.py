@@ -121,4 +121,4 @@ def test_another_engine_brings_its_own() -> None:
     world = World().cached(FAST).serving()
     world.with_spec(model={"uri": "s3://models/smollm2", "revision": "v2"})
     assert grace(world) == 93, "while the other one is built"
-    assert grace(world.cached(SLOW)) == 174
+    assert grace(world.cached(SLOW)) == 175
