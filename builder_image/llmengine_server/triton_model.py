@@ -20,7 +20,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from llmengine.artifact import Manifest
-from llmengine_server import alive, refusal
+from llmengine_server import alive
 from llmengine_server.chat import ChatTemplate
 from llmengine_server.delivery import Delivery, Reply, Stream
 from llmengine_server.dialect import INPUTS, Dialect, Request
@@ -60,6 +60,9 @@ class TritonPythonModel:
         try:
             session = open_session(directory, manifest)
         except EngineError as error:
+            # What it imports would stay in every server's memory.
+            from llmengine_server import refusal  # noqa: PLC0415
+
             refusal.leave(Path(alive.RUN_DIRECTORY), error)
             raise
         self._tokenizer = Tokenizer.load(directory)

@@ -41,8 +41,17 @@ def not_ready_since(pod: KubeObject) -> datetime | None:
     condition = _condition(pod, "Ready")
     if condition.get("status") == "True":
         return None
-    since = condition.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"]
-    return datetime.fromisoformat(since)
+    since = condition.get("lastTransitionTime")
+    return datetime.fromisoformat(since) if since else placed(pod)
+
+
+def placed(pod: KubeObject) -> datetime:
+    """When the pod could begin to start: as soon as it was there, and had a node."""
+    created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+    scheduled = _condition(pod, "PodScheduled")
+    if scheduled.get("status") != "True" or "lastTransitionTime" not in scheduled:
+        return created
+    return max(created, datetime.fromisoformat(scheduled["lastTransitionTime"]))
 
 
 def is_active(pod: KubeObject) -> bool:

@@ -174,10 +174,13 @@ class Reconciler:
     def _gone(self, key: Key) -> None:
         self._runtimes.pop(key, None)
         self._queue.forget(key)
+        self._leave_gate(key)
+        self._enqueue(BUILDS)
+
+    def _leave_gate(self, key: Key) -> None:
         left, gave_up = self._gate.leave(key), self._gate.give_up(key)
         if left or gave_up:
             self._next_rollout()
-        self._enqueue(BUILDS)
 
     def _invalid(self, obj: Mapping[str, Any], error: ValidationError) -> None:
         """Stored under an older CRD, or by another release: say so and leave all else alone."""
@@ -192,6 +195,7 @@ class Reconciler:
         except ValidationError:
             before = LLMEngineStatus()
         key = (metadata["namespace"], metadata["name"])
+        self._leave_gate(key)
         if self._queue.tell_unreadable(key, remembered_keys(metadata["generation"], before)):
             self._enqueue(BUILDS)
         after = before.model_copy(

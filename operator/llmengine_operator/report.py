@@ -20,11 +20,11 @@ from llmengine.architecture import Architecture
 from llmengine_operator.conditions import ConditionType, Finding, set_conditions, summary
 from llmengine_operator.decision import Decision, TargetPlan, Turn
 from llmengine_operator.observation import Found, KubeObject, Observation
-from llmengine_operator.pods import is_ready
+from llmengine_operator.pods import is_active, is_ready
 from llmengine_operator.reasons import Reason
 from llmengine_operator.resources.deployment import deployment_name
 from llmengine_operator.resources.service import url
-from llmengine_operator.rollout import Rollout, pods_of, ready_of, rollout
+from llmengine_operator.rollout import Rollout, pods_of, ready_of, rollout, serves
 from llmengine_operator.scaling import cannot_scale
 from llmengine_operator.targets import Problem
 
@@ -44,6 +44,12 @@ class _Part:
     @property
     def failed(self) -> bool:
         return self.plan.stalled or (self.rollout is not None and self.rollout.stalled)
+
+    @property
+    def fell(self) -> bool:
+        """It served, and does not any more."""
+        rolls = self.rollout
+        return rolls is not None and rolls.stalled and rolls.served
 
 
 def report(
@@ -115,7 +121,12 @@ def _without_plans(
 def _counted(row: ServingStatus, observation: Observation) -> ServingStatus:
     pods = pods_of(observation.pods, Architecture.parse(row.architecture).slug)
     ready = min(sum(is_ready(pod) for pod in pods), row.replicas)
-    return row.model_copy(update={"ready_replicas": ready})
+    replaces = row.replaces
+    if replaces is not None and ready_of(pods, row.key, row.image):
+        # Nobody may wait for a rollout that is over, whatever else hinders this engine.
+        left = any(is_active(pod) and not serves(pod, row.key, row.image) for pod in pods)
+        replaces = replaces if left else None
+    return row.model_copy(update={"ready_replicas": ready, "replaces": replaces})
 
 
 def _status(
@@ -170,13 +181,17 @@ def _serving_row(part: _Part, observation: Observation) -> ServingStatus:
 
 
 def _deciding(parts: Sequence[_Part]) -> Sequence[_Part]:
-    """The architectures that Ready speaks of: the required ones; unset, those that can succeed."""
+    """The architectures that Ready speaks of: the required ones; unset, those that can succeed, and
+    those that have.
+    """
     if any(part.plan.target.required for part in parts):
         return parts
     able = [
         part
         for part in parts
-        if not part.failed and not part.settles and part.plan.target.candidate.nodes > 0
+        if (not part.failed or part.fell)
+        and not part.settles
+        and part.plan.target.candidate.nodes > 0
     ]
     return able or parts
 

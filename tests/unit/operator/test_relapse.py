@@ -71,7 +71,7 @@ def _like(template: KubeObject, pod: KubeObject) -> KubeObject:
 
 
 def _is_ready(pod: KubeObject) -> bool:
-    return bool(pod["status"]["conditions"][0]["status"] == "True")
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"])
 
 
 def pod(
@@ -196,3 +196,42 @@ def test_a_pod_that_is_not_ready_and_says_nothing_is_spoken_for_by_its_node() ->
     relapse.world.but(complaints={"b": "Readiness probe failed: no answer"})
     words = "pod b: Readiness probe failed: no answer"
     assert relapse.said() == ("False", "PodsNotReady", f"amd64: no pod serves; {words}")
+
+
+PLACED = {"type": "PodScheduled", "status": "True"}
+
+
+@pytest.mark.parametrize("crashes", [{}, {**CRASHED, "restartCount": 1}], ids=["silent", "crashed"])
+def test_a_pod_that_has_waited_for_a_node_for_long_has_its_time_from_when_it_got_one(
+    crashes: dict[str, Any],
+) -> None:
+    got = {**PLACED, "lastTransitionTime": rfc3339(NOW - timedelta(seconds=20))}
+    waited = pod("b", since=3600, age=7200, phase="Pending", **crashes)
+    # No kubelet has written a condition of it yet.
+    waited["status"]["conditions"] = [got]
+    assert not Relapse(waited, unavailable=7200).stalls
+    long_ago = {**PLACED, "lastTransitionTime": rfc3339(NOW - timedelta(seconds=DEADLINE + 1))}
+    waited["status"]["conditions"] = [long_ago]
+    assert Relapse(waited, unavailable=7200).stalls
+
+
+def test_an_architecture_that_served_is_not_forgotten_when_it_has_failed_for_long() -> None:
+    world = World(serving=SPEC).on_both().serving()
+    name = ("Deployment", "chat-arm64")
+    found = world.observation.children[name]
+    assert isinstance(found, Found)
+    since = rfc3339(NOW - timedelta(seconds=DEADLINE + 1))
+    conditions = [
+        {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"},
+        {"type": "Available", "status": "False", "lastTransitionTime": since},
+    ]
+    status = {"readyReplicas": 0, "availableReplicas": 0, "conditions": conditions}
+    fallen = {**found.value, "status": {**found.value["status"], **status}}
+    up, down = world.observation.pods
+    pods = (up, _like(down, pod("b", since=DEADLINE + 1, **CRASHED)))
+    world.but(children={**world.observation.children, name: Found(fallen)}, pods=pods)
+    said = report(world.observation, world.decide(), applied=frozenset(), refused=None, now=NOW)
+    ready = find(said.conditions, ConditionType.READY)
+    assert ready is not None
+    assert (ready.status, ready.reason) == ("False", "CrashLooping")
+    assert ready.message == f"arm64: no pod serves; {WORDS}"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from llmengine.api.v1alpha1 import ReplacedStatus
 from llmengine_operator.conditions import ConditionType, find
 from llmengine_operator.decision import Turn
-from llmengine_operator.observation import Found
+from llmengine_operator.observation import Found, NotFound
 from llmengine_operator.report import report
 from llmengine_operator.rollout import image_rolls
 from llmengine_operator.rollouts import NEAR, RolloutGate
@@ -120,25 +121,50 @@ def test_who_waits_reads_for_whom_but_no_names_of_other_namespaces(
 
 
 @pytest.mark.parametrize(
-    ("image", "more", "rolls"),
+    ("image", "more", "phase", "rolls"),
     [
-        pytest.param("registry.test/engine:v1", {}, False, id="pods of the image that serves"),
-        pytest.param("registry.test/engine:v0", {}, True, id="pods of another image"),
+        pytest.param("registry.test/engine:v1", {}, "Running", False, id="the image that serves"),
+        pytest.param("registry.test/engine:v0", {}, "Running", True, id="pods of another image"),
+        pytest.param("registry.test/engine:v0", {}, "Failed", False, id="that have ended for good"),
         pytest.param(
             "registry.test/engine:v0",
             {"deletionTimestamp": "2026-11-24T12:00:00Z"},
+            "Running",
             False,
             id="pods of another image on their way out",
         ),
     ],
 )
 def test_an_image_rolls_while_pods_of_another_are_there(
-    image: str, more: dict[str, Any], rolls: bool
+    image: str, more: dict[str, Any], phase: str, rolls: bool
 ) -> None:
     world = World().cached().serving()
     (pod,) = world.observation.pods
-    pods = [{**pod, "metadata": {**pod["metadata"], **more}}]
+    status = {**pod.get("status", {}), "phase": phase}
+    pods = [{**pod, "metadata": {**pod["metadata"], **more}, "status": status}]
     pods[0]["spec"] = {
         "containers": [{"name": "a-mesh", "image": "mesh"}, {"name": "server", "image": image}]
     }
     assert image_rolls(world.observation.engine.status.serving, pods) is rolls
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["an old pod is left", "none is left"])
+def test_a_rollout_ends_for_others_also_where_the_engine_cannot_be_planned_any_more(
+    left: bool,
+) -> None:
+    world = World().cached().serving()
+    status = world.observation.engine.status
+    (row,) = status.serving
+    old = ReplacedStatus(key=row.key, image="registry.test/engine:v0")
+    world.with_engine(
+        status=status.model_copy(update={"serving": [row.model_copy(update={"replaces": old})]})
+    )
+    (pod,) = world.observation.pods
+    container = {"name": "server", "image": old.image}
+    older = {**pod, "spec": {**pod["spec"], "containers": [container]}}
+    world.but(runtime=NotFound(), pods=(pod, older) if left else (pod,))
+    said = report(
+        world.observation, world.decide(), applied=frozenset(), refused=None, now=NOW
+    ).serving
+    assert [row.replaces for row in said] == [old if left else None]
+    assert image_rolls(said, world.observation.pods) is left

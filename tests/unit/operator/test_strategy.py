@@ -16,7 +16,15 @@ FULL = (
     "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) had untolerated taint(s)."
     " preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
 )
-NODES = (make_node("gpu-1", labels={"pool": "gpu"}), make_node("cpu-1", labels={"pool": "cpu"}))
+MEMORY = "nvidia.com/gpu.memory"
+NODES = (
+    make_node("gpu-1", labels={"pool": "gpu", MEMORY: "24576"}),
+    make_node("cpu-1", labels={"pool": "cpu"}),
+)
+
+
+def wants(label: str, operator: str, *values: str) -> dict[str, Any]:
+    return {"key": label, "operator": operator, "values": list(values)}
 
 
 def deployment(
@@ -43,6 +51,7 @@ def pod(
     reason: str = "Unschedulable",
     holds: str = GPU,
     selector: dict[str, str] | None = None,
+    wants: tuple[dict[str, Any], ...] = (),
     leaves: bool = False,
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = {
@@ -52,6 +61,7 @@ def pod(
     }
     if leaves:
         metadata["deletionTimestamp"] = "2026-11-24T11:59:30Z"
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [want]} for want in wants]}
     condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": says}
     return {
         "metadata": metadata,
@@ -59,11 +69,13 @@ def pod(
             "containers": [{"name": "server", "resources": {"requests": {holds: "1"}}}],
             **({"nodeName": node} if node else {}),
             **({"nodeSelector": selector} if selector else {}),
+            **({"affinity": {"nodeAffinity": {REQUIRED: terms}}} if wants else {}),
         },
         "status": {"conditions": [condition] if says else []},
     }
 
 
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 OLD = pod("old", age=9, node="gpu-1")
 NEW = pod("new", age=1, says=FULL)
 
@@ -87,6 +99,24 @@ def test_without_trouble_new_pods_are_made_beside_the_old_ones() -> None:
 
 def test_old_pods_make_room_when_a_new_one_waits_for_what_they_hold() -> None:
     assert of(deployment(replicas=3, updated=1), OLD, NEW) == Strategy(0, 1, 690)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param((wants(MEMORY, "Gt", "16384"),), id="a GPU as large"),
+        pytest.param((wants(MEMORY, "Lt", "32768"),), id="one as small"),
+        pytest.param((wants(MEMORY, "In", "24576", "8192"),), id="one of these"),
+        pytest.param((wants(MEMORY, "NotIn", "8192"),), id="none of those"),
+        pytest.param((wants("zone", "DoesNotExist"),), id="a label that is not there"),
+        pytest.param((wants("zone", "Exists"), wants(MEMORY, "Exists")), id="the one or the other"),
+    ],
+)
+def test_old_pods_make_room_where_the_new_ones_affinity_allows_their_node(
+    wanted: tuple[dict[str, Any], ...],
+) -> None:
+    new = pod("new", age=1, says=FULL, wants=wanted)
+    assert of(deployment(replicas=3, updated=1), OLD, new).max_surge == 0
 
 
 def test_a_pod_that_waits_for_the_end_of_an_old_one_is_not_stalled_by_that() -> None:
@@ -124,6 +154,14 @@ def test_the_gap_that_a_user_allows_is_kept_while_old_pods_make_room() -> None:
         pytest.param(
             [OLD, pod("new", age=1, says=FULL, selector={"pool": "none"})],
             id="the new pod would not fit the old pod's node",
+        ),
+        pytest.param(
+            [OLD, pod("new", age=1, says=FULL, wants=(wants(MEMORY, "Gt", "40960"),))],
+            id="its GPU is too small for the new pod",
+        ),
+        pytest.param(
+            [OLD, pod("new", age=1, says=FULL, wants=(wants("zone", "Exists"),))],
+            id="it lacks a label that the new pod wants",
         ),
         pytest.param(
             [pod("old", age=9, node="gone"), NEW], id="the old pod's node is not there any more"

@@ -177,6 +177,12 @@ class World:
         stored = make_stored(target.key, target.factors, speed)
         return self.but(manifests={**self.observation.manifests, target.key: Found(stored)})
 
+    def on_both(self) -> World:
+        """Nodes of two architectures, and an engine in the store for either."""
+        self.but(nodes=(make_node(), make_node("node-2", "arm64")))
+        stored = {t.key: Found(make_stored(t.key, t.factors)) for t in self._targets()}
+        return self.but(manifests={**self.observation.manifests, **stored})
+
     def tried(self, state: AttemptState, **fields: Any) -> World:
         attempt = Attempt(
             **{
