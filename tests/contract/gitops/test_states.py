@@ -29,6 +29,7 @@ _NOT_OF_READY = {
     Reason.CACHED,
     Reason.NO_POD_READY,
     Reason.GPU_UNLABELLED,
+    Reason.GPU_TOO_SMALL,
     Reason.SPEC_INVALID,
 }
 

@@ -34,6 +34,12 @@ def states(stage: Stage) -> dict[str, str]:
     return {name: row["state"] for name, row in rows(stage).items()}
 
 
+def queued(stage: Stage) -> list[tuple[str, str]]:
+    """Why rows wait for a build, and what they say."""
+    waiting = (row for row in rows(stage).values() if row["state"] == "Queued")
+    return [(row["reason"], row["message"]) for row in waiting]
+
+
 def skipped(stage: Stage) -> dict[str, str]:
     return {s["reason"]: s["message"] for s in stage.status().get("skippedNodes", [])}
 
@@ -109,12 +115,8 @@ def test_no_more_than_one_build_for_an_architecture_and_first_ones_before_others
     with LiveOperator(stage, clock=clock, config=stage.config(builds={"maxConcurrent": 1})):
         stage.create()
         first = stage.until_job()
-        stage.until("the other to wait", lambda: "Queued" in states(stage).values())
-        waiting = next(row for row in rows(stage).values() if row["state"] == "Queued")
-        assert (waiting["reason"], waiting["message"]) == (
-            "BuildQueued",
-            "waits: 1 builds run at a time",
-        )
+        said = ("BuildQueued", "waits: 1 builds run at a time")
+        stage.until("the other to wait", lambda: said in queued(stage))
         builder.finish(first)
         stage.until("the other", lambda: jobs(stage).keys() == {L, T})
 
