@@ -34,6 +34,9 @@ MEAN_RELATIVE_ERROR: Mapping[DType, float] = {
 LOGIT_GAP = 0.5
 # Of any verified sequence, in tokens.
 LONGEST_PROMPT = 512
+# Where the cache has one length, which may be that of a whole book: the reference's time and memory
+# grow with the square.
+LONGEST_SEQUENCE = 1024
 # Below most engines' own, so that a long prompt comes in several pieces, the last one shorter.
 LONGEST_CHUNK = 200
 _STEPS = 8
@@ -124,9 +127,10 @@ def _share(session: Session, buckets: tuple[int, ...]) -> list[_Sequence]:
         prompt = numbers.integers(0, session.vocabulary, length).tolist()
         return _Sequence(f"{name} ({length} tokens of prompt)", prompt)
 
-    growing = sequence(
-        "a sequence that outgrows the cache's first bucket", buckets[0] - _STEPS // 2
+    grown = (
+        "a sequence that outgrows the cache's first bucket" if len(buckets) > 1 else "a long one"
     )
+    growing = sequence(grown, min(buckets[0], LONGEST_SEQUENCE) - _STEPS // 2)
     short = sequence("a short sequence beside it", 7)
     long = sequence("a long prompt in chunks", LONGEST_PROMPT)
     reusing = sequence("a sequence in the slot of a longer one", 11)

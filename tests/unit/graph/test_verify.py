@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from llmengine.artifact import Limits
 from llmengine.requests import ExitCode
 from llmengine_builder.backends import CompiledEngine, find_backend
 from llmengine_builder.errors import VerificationError
-from llmengine_builder.verify import SLOTS, verify
+from llmengine_builder.reference import Reference
+from llmengine_builder.verify import LONGEST_SEQUENCE, SLOTS, verify
 from llmengine_server.session import RowLogits, Session
 from llmengine_server.session.onnxruntime import VERSION
 from tests.models.tiny import Family, TinyModel
@@ -66,6 +67,27 @@ def test_an_engine_of_any_length_can_be_verified(limits: Limits, tmp_path: Path)
         lambda: backend.open(engine, SLOTS), model, DType.FLOAT32, engine.cache.buckets
     )
     assert verification.mean_relative_error <= 1e-5
+
+
+def test_what_is_verified_does_not_grow_with_a_cache_of_one_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+
+    class Watched(Reference):
+        def logits(
+            self, sequences: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+        ) -> list[NDArray[np.float32]]:
+            lengths.extend(map(len, sequences))
+            return super().logits(sequences, wanted)
+
+    monkeypatch.setattr("llmengine_builder.verify.Reference", Watched)
+    model = TinyModel(max_position_embeddings=4096).write(tmp_path / "model")
+    backend = find_backend("onnxruntime", VERSION)
+    limits = Limits(max_batch_size=2, max_sequence_length=4096, max_batch_tokens=512)
+    engine = compile_engine(model, tmp_path / "engine", limits)
+    verify(lambda: backend.open(engine, SLOTS), model, DType.FLOAT32, buckets=(4096,))
+    assert max(lengths) == LONGEST_SEQUENCE + 5
 
 
 def swap_layers(model: onnx.ModelProto) -> None:
