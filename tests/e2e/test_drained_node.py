@@ -58,7 +58,7 @@ class Seen:
     """How many pods fewer were ready than the budget wants, at the worst."""
 
 
-def test_a_drain_takes_the_only_pod_and_clients_are_turned_away_until_the_next_is_ready(
+def test_a_drain_takes_the_only_pod_and_whoever_comes_before_the_next_is_ready_is_told_so(
     engine: Engine,
 ) -> None:
     jobs = job_names(engine)
@@ -72,7 +72,6 @@ def test_a_drain_takes_the_only_pod_and_clients_are_turned_away_until_the_next_i
     assert seen.wanted == {0}  # or the node could never be drained
     # What ran was finished, and what came later was told so, or found nobody.
     assert tally.whole > 0
-    assert tally.losses
     assert len(tally.of(Fate.REFUSED, Fate.SAID)) == len(tally.losses)
     assert all("shutting down" in loss.text for loss in tally.of(Fate.SAID))
 
