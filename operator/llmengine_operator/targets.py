@@ -142,7 +142,8 @@ def small_nodes(
         for row in served
         if row.gpu_memory_bytes
     }
-    return Landscape(engine, runtime, nodes, config).too_small(needed)
+    # For most engines nothing is known, and every pass asks.
+    return Landscape(engine, runtime, nodes, config).too_small(needed) if needed else ()
 
 
 def _nowhere(runtime: Runtime, landscape: Landscape) -> Problem:
