@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from llmengine_server.generation import Event, Finish, Generation
-from llmengine_server.scheduler import SHUTTING_DOWN, Occupancy, Scheduler
+from llmengine_server.generation import Event, Generation
+from llmengine_server.scheduler import Occupancy, Scheduler, turned_away
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class EngineLoop:
             elif self._pulse.deadline is not None:
                 # What waited before the drain keeps its place as long as there is time for it: its
                 # client took this server for one that serves, and may not ask twice.
-                events.append(Event(message.id, None, Finish.REFUSED, SHUTTING_DOWN))
+                events.append(turned_away(message))
             elif refused := self._scheduler.submit(message):
                 events.append(refused)
         return events

@@ -182,12 +182,12 @@ class Scheduler:
             waiting = list(self._waiting)
             self._waiting.clear()
             cut_off = [Event(s.request.id, None, Finish.REFUSED, CUT_OFF) for s in taken]
-            return [*cut_off, *(_turned_away(request) for request in waiting)]
+            return [*cut_off, *(turned_away(request) for request in waiting)]
         expected = self._chunking.expected_of
         late = [r for r in self._waiting if expected(len(r.prompt), r.max_tokens) > left]
         for request in late:
             self._waiting.remove(request)
-        return [_turned_away(request) for request in late]
+        return [turned_away(request) for request in late]
 
     def step(self) -> list[Event]:
         """Start one prefill chunk or decode step; the tokens of what was started before.
@@ -318,5 +318,6 @@ class Scheduler:
             self._session.move(last + 1, last, self._prefilling.past)
 
 
-def _turned_away(request: Generation) -> Event:
+def turned_away(request: Generation) -> Event:
+    """The answer to a request that a server which ends has not begun."""
     return Event(request.id, None, Finish.REFUSED, SHUTTING_DOWN)
