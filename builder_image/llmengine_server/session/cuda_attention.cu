@@ -146,9 +146,14 @@ __device__ float turned(const T* head, int at, const float* cosine, const float*
                      : high * cosine[pair] + low * sine[pair];
 }
 
-// The row of one new token into the cache, of one key-value head, by all threads of a block.
-__device__ void append(const T* key, const T* value, const float* cosine, const float* sine,
-                       T* keys, T* values, u32* spoiled) {
+// The row of one new token, `at` of all tokens, into the cache at `place`, of one key-value head, by
+// all threads of a block.
+__device__ void append(const T* heads, i64 at, int kv_heads, int kv, const float* cosine,
+                       const float* sine, T* keys, T* values, int place, u32* spoiled) {
+    const T* key = head_of(heads, at, kv_heads, kv_heads * GROUP + kv);
+    const T* value = head_of(heads, at, kv_heads, kv_heads * (GROUP + 1) + kv);
+    keys += (i64)place * HEAD_DIM;
+    values += (i64)place * HEAD_DIM;
     for (int i = threadIdx.x; i < HEAD_DIM; i += blockDim.x) {
         keys[i] = kept(narrow(turned(key, i, cosine, sine)), spoiled);
         values[i] = kept(value[i], spoiled);
@@ -165,11 +170,9 @@ extern "C" __global__ void append_rows(const T* heads, const float* cosine, cons
     int place = past_lens[row] + token, slot = (int)cache.first_slot + row;
     if (row >= cache.live || token >= new_lens[row] || place >= cache.length) return;
     i64 at = (i64)row * tokens + token;
-    append(head_of(heads, at, kv_heads, kv_heads * GROUP + kv),
-           head_of(heads, at, kv_heads, kv_heads * (GROUP + 1) + kv), cosine + at * HALF, sine + at * HALF,
-           rows_of(cache, layer, false, slot, kv, kv_heads) + (i64)place * HEAD_DIM,
-           rows_of(cache, layer, true, slot, kv, kv_heads) + (i64)place * HEAD_DIM,
-           cache.spoiled + slot);
+    append(heads, at, kv_heads, kv, cosine + at * HALF, sine + at * HALF,
+           rows_of(cache, layer, false, slot, kv, kv_heads),
+           rows_of(cache, layer, true, slot, kv, kv_heads), place, cache.spoiled + slot);
 }
 
 __device__ constexpr int largest_divisor(int number, int most) {
@@ -308,8 +311,8 @@ __device__ void attend(const T* heads, const float* cosine, const float* sine,
     int begin = part.begin, end = part.end;
     if (begin >= seen) return;
 
-    const T* keys = rows_of(cache, layer, false, slot, kv, kv_heads);
-    const T* values = rows_of(cache, layer, true, slot, kv, kv_heads);
+    T* keys = rows_of(cache, layer, false, slot, kv, kv_heads);
+    T* values = rows_of(cache, layer, true, slot, kv, kv_heads);
     const float *turn = cosine + at * HALF, *shift = sine + at * HALF;
     const T* mine = head_of(heads, at, kv_heads, first_head);
     for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS) {
@@ -317,9 +320,7 @@ __device__ void attend(const T* heads, const float* cosine, const float* sine,
         turned_query[head][d] = scale * turned(mine + head * HEAD_DIM, d, turn, shift);
     }
     if (FRESH && end == seen)
-        append(head_of(heads, at, kv_heads, kv_heads * GROUP + kv),
-               head_of(heads, at, kv_heads, kv_heads * (GROUP + 1) + kv), turn, shift, (T*)keys + (i64)place * HEAD_DIM, (T*)values + (i64)place * HEAD_DIM,
-               cache.spoiled + slot);
+        append(heads, at, kv_heads, kv, turn, shift, keys, values, place, cache.spoiled + slot);
     __syncthreads();
 
     int lane = threadIdx.x % LANES, stream = threadIdx.x / LANES;
@@ -523,9 +524,7 @@ extern "C" __global__ void __launch_bounds__(STEP_WARPS * 32)
         turned_query[i / HEAD_DIM][i % HEAD_DIM] =
             narrow(turned(mine + i / HEAD_DIM * HEAD_DIM, i % HEAD_DIM, turn, shift));
     if (fresh)
-        append(head_of(heads, at, kv_heads, kv_heads * GROUP + kv),
-               head_of(heads, at, kv_heads, kv_heads * (GROUP + 1) + kv), turn, shift,
-               keys + (i64)place * HEAD_DIM, values + (i64)place * HEAD_DIM, cache.spoiled + slot);
+        append(heads, at, kv_heads, kv, turn, shift, keys, values, place, cache.spoiled + slot);
     __syncthreads();
     if (fresh && base < part.end) take(rows, keys, values, base, part.end, lane);
 
